@@ -1,0 +1,75 @@
+# Nothing but make, git and Python >= 3.11 is needed beforehand. Everything lands in .venv, and
+# what is there is reused: each stamp is older than what it was made from, or made again.
+
+SHELL := /bin/sh
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMPS := $(VENV)/stamps
+CONSTRAINTS := constraints-dev.txt
+PIP := $(PY) -m pip --disable-pip-version-check install -qq --constraint $(CONSTRAINTS)
+
+BUILD_TOOLS := scikit-build-core nanobind cmake ninja
+DEV_TOOLS := ruff mypy import-linter pytest hypothesis safetensors jsonschema
+EXTRAS := torch,onnx,sign,serve,distributed
+BUILT_FROM := pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(wildcard weightguard/scan/native/*)
+PYTEST_ARGS :=
+
+# an editable install remembers which modules there are: install again when that changes
+MODULES := $(STAMPS)/modules-$(shell find weightguard cli integrations -name '*.py' | sort | cksum | cut -d' ' -f1)
+
+.PHONY: help demo test lint types imports tests clean
+
+help:
+	@echo "make demo   attest real weights, damage copies of them, find the damage"
+	@echo "make test   lint, types, import rules and all tests"
+	@echo "make clean  remove .venv and everything built"
+
+demo: $(STAMPS)/installed
+	@$(PY) examples/demo.py
+
+test: lint types imports tests
+
+lint: $(STAMPS)/dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(STAMPS)/dev
+	$(VENV)/bin/mypy
+
+imports: $(STAMPS)/dev
+	$(VENV)/bin/lint-imports
+
+tests: $(STAMPS)/dev
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+$(STAMPS)/venv:
+	@for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "Creating $(VENV) with $$($$python --version)"; \
+			$$python -m venv --clear $(VENV) && mkdir -p $(STAMPS) && touch $@ && exit 0; \
+			echo "python -m venv failed; on Debian and Ubuntu install python3-venv" >&2; exit 1; \
+		fi; \
+	done; \
+	echo "Python 3.11 or later is needed; name it with make PYTHON=/path/to/python" >&2; exit 1
+
+# without build isolation, so that the build tools are the pinned ones too
+$(MODULES): $(STAMPS)/venv
+	@rm -f $(STAMPS)/modules-*
+	@touch $@
+
+$(STAMPS)/installed: $(STAMPS)/venv $(MODULES) $(BUILT_FROM)
+	@echo "Installing weightguard and what it needs"
+	@$(PIP) $(BUILD_TOOLS)
+	@$(PIP) --no-build-isolation --editable .
+	@$(PY) -c 'import importlib.util as u, sys; u.find_spec("weightguard.scan._native") or \
+		print("No C++ compiler worked: weightguard scans in NumPy, with the same results, slower.")'
+	@touch $@
+
+# the extras' requirements alone: the package itself is there already
+$(STAMPS)/dev: $(STAMPS)/installed
+	@echo "Installing development tools and the extras $(EXTRAS) (torch is large; once only)"
+	@$(PIP) $(DEV_TOOLS) 'weightguard-integrity[$(EXTRAS)]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis

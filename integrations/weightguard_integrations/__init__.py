@@ -1,0 +1,1 @@
+"""Adapters between weightguard's core and the frameworks that serve models."""
