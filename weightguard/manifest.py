@@ -1,0 +1,344 @@
+"""The manifest: all fingerprints of a checkpoint, as canonical JSON beside one sidecar file.
+
+``NAME.weightguard.json`` is for people and signatures; it holds the digest of the sidecar, whose
+name carries the first digits of that digest. So a new manifest never touches the old one's
+sidecar, and renaming the JSON into place is the one moment at which the manifest changes.
+Format: docs/spec/manifest-v1.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Literal, Self
+
+import msgspec
+
+from weightguard.atomic import atomic_write
+from weightguard.checkpoint.files import CheckpointFile
+from weightguard.errors import CheckpointError, ManifestError
+from weightguard.scan.digest import BLOCK_DIGEST, DigestAlgorithm
+from weightguard.scan.fingerprint import Statistics, TensorFingerprint
+from weightguard.scan.formats import FORMATS
+from weightguard.sidecar import Sidecar, array_specs
+from weightguard.tensor import DTYPES, MAX_DIMENSIONS, TensorView
+
+SCHEMA: Literal["weightguard-manifest-v1"] = "weightguard-manifest-v1"
+RESIDUES: Literal["sum-and-weighted-sum/u64"] = "sum-and-weighted-sum/u64"
+MAX_JSON_BYTES = 1 << 30
+SIDECAR_NAME_DIGITS = 16
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Hex256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+NamedDigest = Annotated[str, msgspec.Meta(pattern=r"^(blake3|sha256):[0-9a-f]{64}$")]
+
+
+class ExactValue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A scalar: its exact bits in hex, and the number they mean for people to read."""
+
+    bits: Annotated[str, msgspec.Meta(pattern=r"^0x[0-9a-f]{1,16}$")]
+    value: float | int
+
+
+class StatisticsRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Range statistics of one tensor; ``scalar`` is the format the values are of."""
+
+    scalar: str
+    finite: Count
+    nan: Count
+    inf: Count
+    zero: Count
+    subnormal: Count
+    min: ExactValue | None
+    max: ExactValue | None
+    absmax: ExactValue
+    mean: float
+    rms: float
+
+
+class TensorRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One tensor's entry; its arrays are in the sidecar under its number in name order."""
+
+    dtype: str
+    shape: Annotated[tuple[Count, ...], msgspec.Meta(max_length=MAX_DIMENSIONS)]
+    digest: NamedDigest
+    aliases: tuple[str, ...]
+    statistics: StatisticsRecord
+
+
+class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One whole file: size in bytes and SHA-256."""
+
+    size: Count
+    sha256: Hex256
+
+
+class SidecarRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The sidecar that belongs to the manifest; ``name`` is relative to the manifest."""
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[^/\\\x00]{1,255}$")]
+    size: Count
+    digest: NamedDigest
+
+
+class ManifestDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The JSON document. ``weights`` identifies all tensors by name and content in one digest."""
+
+    schema: Literal["weightguard-manifest-v1"]
+    digest_algorithm: DigestAlgorithm
+    block_digest: Literal["xxh3-128/1MiB"]
+    residues: Literal["sum-and-weighted-sum/u64"]
+    weights: Hex256
+    tensors: dict[str, TensorRecord]
+    files: dict[str, FileRecord]
+    sidecar: SidecarRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A manifest in memory: the document, and the open sidecar that its arrays are read from."""
+
+    document: ManifestDocument
+    sidecar: Sidecar
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Manifest:
+        """Read and check ``NAME.weightguard.json`` and its sidecar.
+
+        Raises ManifestError when either is missing, damaged, altered or of a newer version.
+        """
+        path = Path(path)
+        document = _decode(_read_json(path), path.name)
+        sidecar = Sidecar.open(path.parent / document.sidecar.name, document.sidecar.name)
+        try:
+            _check_sidecar(document, sidecar)
+        except BaseException:
+            sidecar.close()
+            raise
+        return cls(document, sidecar)
+
+    def write(self, path: str | os.PathLike[str]) -> Path:
+        """Write the manifest to ``path`` and its sidecar beside it; return the sidecar's path.
+
+        Either the old manifest or the new one is whole at any moment. Raises ManifestError.
+        """
+        path = Path(path)
+        record = self.document.sidecar
+        name = sidecar_name(path, record.digest)
+        document = msgspec.structs.replace(
+            self.document, sidecar=msgspec.structs.replace(record, name=name)
+        )
+        previous = _previous_sidecar(path)
+        try:
+            with atomic_write(path.parent / name) as file:
+                self.sidecar.copy_to(file)
+            with atomic_write(path) as file:
+                file.write(encode(document))
+            if previous is not None and previous != path.parent / name:
+                previous.unlink(missing_ok=True)
+        except OSError as error:
+            raise ManifestError(
+                f"cannot write {path}: {error.strerror}. Check the folder and the free space."
+            ) from error
+        return path.parent / name
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The number of each tensor in the sidecar's array names."""
+        return {name: number for number, name in enumerate(sorted(self.document.tensors))}
+
+    def close(self) -> None:
+        """Close the sidecar."""
+        self.sidecar.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def sidecar_name(path: Path, digest: str) -> str:
+    """Return the name of the sidecar of the manifest ``path``: ``STEM-DIGITS.sidecar``."""
+    stem = path.name.removesuffix(".json")
+    return f"{stem}-{digest.partition(':')[2][:SIDECAR_NAME_DIGITS]}.sidecar"
+
+
+def encode(document: ManifestDocument) -> bytes:
+    """Return the canonical JSON: sorted keys, one space of indent, ASCII, shortest floats."""
+    text = json.dumps(
+        msgspec.to_builtins(document), sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False
+    )
+    return text.encode("ascii") + b"\n"
+
+
+def tensor_record(fingerprint: TensorFingerprint) -> TensorRecord:
+    """Return the manifest's entry for a fingerprint."""
+    tensor = fingerprint.tensor
+    if fingerprint.digest is None:
+        raise ValueError("a fingerprint without a digest attests nothing")
+    return TensorRecord(
+        tensor.dtype.name,
+        tensor.shape,
+        fingerprint.digest,
+        tuple(sorted(tensor.aliases)),
+        _statistics_record(fingerprint.statistics),
+    )
+
+
+def weights_digest(tensors: dict[str, TensorRecord]) -> str:
+    """Return the SHA-256 over every name, tied ones included, and its digest, in name order."""
+    digests = {
+        name: record.digest
+        for primary, record in tensors.items()
+        for name in (primary, *record.aliases)
+    }
+    hasher = hashlib.sha256(b"weightguard-weights-v1\0")
+    for name in sorted(digests):
+        hasher.update(json.dumps([name, digests[name]]).encode("ascii") + b"\n")
+    return hasher.hexdigest()
+
+
+def _statistics_record(statistics: Statistics) -> StatisticsRecord:
+    def exact(bits: int | None) -> ExactValue | None:
+        return None if bits is None else exact_value(statistics.scalar, bits)
+
+    return StatisticsRecord(
+        statistics.scalar,
+        statistics.finite,
+        statistics.nan,
+        statistics.inf,
+        statistics.zero,
+        statistics.subnormal,
+        exact(statistics.min_bits),
+        exact(statistics.max_bits),
+        exact_value(statistics.scalar, statistics.absmax_bits, magnitude=True),
+        statistics.mean,
+        statistics.rms,
+    )
+
+
+def exact_value(scalar: str, bits: int, *, magnitude: bool = False) -> ExactValue:
+    """Return a finite scalar's bits and value; magnitude bits mean a number without sign."""
+    form = FORMATS[scalar]
+    value = form.decode(bits)
+    return ExactValue(f"0x{bits:0{max(1, form.bits // 4)}x}", abs(value) if magnitude else value)
+
+
+def _read_json(path: Path) -> bytes:
+    try:
+        file = CheckpointFile(path.resolve(), path.name)
+    except CheckpointError as error:
+        raise ManifestError(f"cannot read the manifest: {error}") from error
+    try:
+        return file.read(0, file.size, limit=MAX_JSON_BYTES)
+    except CheckpointError as error:
+        raise ManifestError(f"cannot read the manifest: {error}") from error
+    finally:
+        file.close()
+
+
+class _Version(msgspec.Struct):
+    schema: str
+
+
+def _decode(data: bytes, name: str) -> ManifestDocument:
+    try:
+        version = msgspec.json.decode(data, type=_Version).schema
+        if version != SCHEMA:
+            raise ManifestError(_version_message(name, version))
+        return msgspec.json.decode(data, type=ManifestDocument)
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as e:
+        raise ManifestError(
+            f"{name} is not a valid weightguard manifest: {e}. Restore it or write it again."
+        ) from e
+
+
+def _version_message(name: str, version: str) -> str:
+    if re.fullmatch(r"weightguard-manifest-v\d{1,9}", version):
+        return f"{name} has format {version}, which this weightguard is too old for: update it."
+    return f"{name} is not a weightguard manifest: its schema is {version[:100]!r}."
+
+
+def _check_sidecar(document: ManifestDocument, sidecar: Sidecar) -> None:
+    record = document.sidecar
+    if sidecar.file.size != record.size or sidecar.digest() != record.digest:
+        raise ManifestError(
+            f"the sidecar {record.name} is not the one that the manifest was written with. "
+            "Restore both files together."
+        )
+    for number, name in enumerate(sorted(document.tensors)):
+        for spec in array_specs(number, recorded_view(name, document.tensors[name])):
+            if not sidecar.matches(spec):
+                raise ManifestError(
+                    f"the sidecar {record.name} lacks the arrays of tensor {name[:100]!r}"
+                )
+
+
+def recorded_view(name: str, record: TensorRecord) -> TensorView:
+    """Return a recorded tensor's dtype and shape as a view; it has no bytes to read.
+
+    Raises ManifestError when they are no tensor's.
+    """
+    dtype = DTYPES.get(record.dtype)
+    if dtype is None:
+        raise ManifestError(f"the manifest names an unknown dtype {record.dtype[:100]!r}")
+    view = TensorView(name, dtype, record.shape, "", None, _NoBytes())
+    try:
+        if view.nbytes >= 1 << 63:
+            raise ValueError("more than 2^63 bytes")
+        _ = view.layout
+    except ValueError as error:
+        raise ManifestError(
+            f"the manifest gives tensor {name[:100]!r} an impossible shape: {error}"
+        ) from error
+    return view
+
+
+class _NoBytes:
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        raise ManifestError("a manifest holds no weights")
+
+
+def _previous_sidecar(path: Path) -> Path | None:
+    """Return the sidecar of the manifest now at ``path``, to be removed once it is replaced."""
+    try:
+        document: Any = json.loads(path.read_bytes())
+        name = document["sidecar"]["name"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    stem = re.escape(path.name.removesuffix(".json"))
+    owned = isinstance(name, str) and re.fullmatch(
+        rf"{stem}-[0-9a-f]{{{SIDECAR_NAME_DIGITS}}}\.sidecar", name
+    )
+    return path.parent / name if owned else None
+
+
+__all__ = [
+    "BLOCK_DIGEST",
+    "RESIDUES",
+    "SCHEMA",
+    "ExactValue",
+    "FileRecord",
+    "Manifest",
+    "ManifestDocument",
+    "SidecarRecord",
+    "StatisticsRecord",
+    "TensorRecord",
+    "encode",
+    "exact_value",
+    "recorded_view",
+    "sidecar_name",
+    "tensor_record",
+    "weights_digest",
+]
