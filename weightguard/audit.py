@@ -1,0 +1,215 @@
+"""Audit and verification: one pass over a checkpoint, every rule, one report."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightguard.checkpoint import Checkpoint, open_checkpoint
+from weightguard.checksums import file_digests as digest_files
+from weightguard.checksums import verify_checksums
+from weightguard.compare import Names, Observed, TensorComparison, match_names
+from weightguard.errors import CheckpointError
+from weightguard.finding import Coverage, Finding, Report, ordered
+from weightguard.manifest import Manifest
+from weightguard.progress import Meter, Progress
+from weightguard.rules.configuration import check_config
+from weightguard.rules.equality import check_equality, check_files
+from weightguard.rules.health import HealthObserver, TensorHealth
+from weightguard.rules.numeric import check_numbers
+from weightguard.rules.selection import Selection
+from weightguard.scan.digest import DigestAlgorithm
+from weightguard.scan.fingerprint import TensorFingerprint, TensorObserver, UIntArray
+from weightguard.scan.stream import scan_tensors
+from weightguard.tensor import TensorView
+
+ManifestLike = Manifest | str | os.PathLike[str]
+
+
+def audit(
+    path: str | os.PathLike[str],
+    *,
+    manifest: ManifestLike | None = None,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    file_digests: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Return what every selected rule finds in the checkpoint at ``path``.
+
+    With a manifest, equality with it is checked in the same pass. ``file_digests`` also hashes
+    whole files and compares those that are named by their digest or listed in the manifest.
+    A checkpoint that cannot be read gives a report that is not complete. Raises ManifestError
+    for an unusable manifest and WeightguardError for an unknown rule code.
+    """
+    selection = Selection.of(select, ignore)
+    with _opened(manifest) as recorded:
+        return _examine(Path(path), recorded, selection, file_digests, threads, progress)
+
+
+def verify(
+    path: str | os.PathLike[str],
+    manifest: ManifestLike,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Return how the checkpoint at ``path`` differs from a manifest (rules WG1xx and WG4xx).
+
+    File digests are compared when the manifest holds them. Raises ManifestError.
+    """
+    selection = Selection.of(["WG1", "WG4"])
+    with _opened(manifest) as recorded:
+        assert recorded is not None
+        whole_files = bool(recorded.document.files)
+        return _examine(Path(path), recorded, selection, whole_files, threads, progress)
+
+
+@contextlib.contextmanager
+def _opened(manifest: ManifestLike | None) -> Iterator[Manifest | None]:
+    if manifest is None or isinstance(manifest, Manifest):
+        yield manifest
+        return
+    with Manifest.read(manifest) as opened:
+        yield opened
+
+
+def _examine(
+    path: Path,
+    manifest: Manifest | None,
+    selection: Selection,
+    whole_files: bool,
+    threads: int | None,
+    progress: Progress | None,
+) -> Report:
+    try:
+        checkpoint = open_checkpoint(path)
+    except CheckpointError as error:
+        return _report(path, None, [error.finding], checked=None)
+    with checkpoint:
+        examination = _Examination(checkpoint, manifest, selection, whole_files, threads)
+        try:
+            findings = examination.run(progress)
+        except CheckpointError as error:
+            found = [*selection.keep(checkpoint.findings), error.finding]
+            return _report(path, checkpoint, found, checked=examination.checked)
+        return _report(path, checkpoint, findings, checked=None)
+
+
+def _report(
+    path: Path, checkpoint: Checkpoint | None, findings: list[Finding], checked: set[str] | None
+) -> Report:
+    """Return the report; ``checked`` names the tensors read before the audit had to stop."""
+    tensors = checkpoint.tensors if checkpoint else ()
+    complete = checkpoint is not None and checked is None
+    read = tensors if complete else tuple(t for t in tensors if t.name in (checked or ()))
+    return Report(
+        checkpoint=str(path),
+        format=checkpoint.format if checkpoint else "unknown",
+        complete=complete,
+        findings=ordered(findings),
+        coverage=Coverage(
+            tensors_checked=len(read),
+            tensors_total=len(tensors),
+            bytes_checked=sum(tensor.nbytes for tensor in read),
+            bytes_total=sum(tensor.nbytes for tensor in tensors),
+        ),
+    )
+
+
+class _Checked:
+    """Notes that a tensor was read to its end."""
+
+    def __init__(self, name: str, checked: set[str]):
+        self._name, self._checked = name, checked
+
+    def residues(self, first_row: int, residues: NDArray[np.uint64]) -> None:
+        """See TensorObserver."""
+
+    def magnitudes(self, first_row: int, magnitudes: UIntArray) -> None:
+        """See TensorObserver."""
+
+    def finished(self, fingerprint: TensorFingerprint) -> None:
+        """See TensorObserver."""
+        self._checked.add(self._name)
+
+
+class _Examination:
+    """One pass over an opened checkpoint for all selected rules."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        manifest: Manifest | None,
+        selection: Selection,
+        whole_files: bool,
+        threads: int | None,
+    ):
+        self._checkpoint, self._manifest = checkpoint, manifest
+        self._selection, self._whole_files, self._threads = selection, whole_files, threads
+        self._healths: dict[str, TensorHealth] = {}
+        self._observed = Observed()
+        self._names = (
+            Names({}, (), (), ()) if manifest is None else match_names(checkpoint, manifest)
+        )
+        self._numbers = {} if manifest is None else manifest.numbers
+        self.checked: set[str] = set()
+
+    def run(self, progress: Progress | None) -> list[Finding]:
+        checkpoint = self._checkpoint
+        findings = list(checkpoint.findings)
+        meter = Meter(self._total_bytes(), progress)
+        findings += verify_checksums(checkpoint, self._whole_files, self._threads, meter)
+        if self._whole_files and self._manifest is not None:
+            files = digest_files(checkpoint, self._threads, meter)
+            findings += check_files(self._manifest.document.files, files)
+        scan_tensors(
+            checkpoint.tensors,
+            self._observe,
+            digest=self._digest_algorithm(),
+            threads=self._threads,
+            meter=meter,
+        )
+        findings += self._judge()
+        return self._selection.keep(findings)
+
+    def _total_bytes(self) -> int:
+        checkpoint = self._checkpoint
+        stored = sum(
+            c.nbytes for c in checkpoint.checksums if self._whole_files or not c.whole_file
+        )
+        hashed = self._whole_files and self._manifest is not None
+        files = sum(file.size for file in checkpoint.files) if hashed else 0
+        return checkpoint.nbytes + stored + files
+
+    def _digest_algorithm(self) -> DigestAlgorithm | None:
+        # nothing to compare a digest with: spare its cost, the greatest of the pass
+        return None if self._manifest is None else self._manifest.document.digest_algorithm
+
+    def _observe(self, tensor: TensorView) -> Sequence[TensorObserver]:
+        observers: list[TensorObserver] = [_Checked(tensor.name, self.checked)]
+        if self._selection.any_of("WG2"):
+            observers.append(HealthObserver(tensor, self._healths))
+        if self._manifest is not None:
+            name = next(iter(self._names.matched.get(tensor.name, ())), None)
+            record = None if name is None else self._manifest.document.tensors[name]
+            number = None if name is None else self._numbers[name]
+            observers.append(
+                TensorComparison(tensor, record, self._manifest, number, self._observed)
+            )
+        return observers
+
+    def _judge(self) -> Iterator[Finding]:
+        for tensor in self._checkpoint.tensors:
+            health = self._healths.get(tensor.name)
+            if health is not None:
+                yield from check_numbers(health)
+        yield from check_config(self._checkpoint)
+        if self._manifest is not None:
+            yield from check_equality(self._checkpoint, self._manifest, self._names, self._observed)

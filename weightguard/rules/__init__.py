@@ -1,0 +1,1 @@
+"""Rules over a checkpoint: each observes one kind of deviation and yields findings."""
