@@ -1,0 +1,69 @@
+"""From a core call to an exit status: run it, time it, deliver its report."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from weightguard.catalogue import Severity
+from weightguard.finding import Report
+from weightguard.progress import Progress
+from weightguard_cli.json_output import json_text
+from weightguard_cli.notice import tell_slow_scan
+from weightguard_cli.output import STANDARD_OUTPUT, deliver
+from weightguard_cli.progress import ProgressBar
+from weightguard_cli.status import CLEAN, FINDINGS, INCOMPLETE
+from weightguard_cli.style import Style, stderr_is_terminal
+from weightguard_cli.text import report_text, verdict_line
+from weightguard_cli.units import byte_size
+from weightguard_cli.verdict import Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How a report goes out: its format, its file (None is standard output), and what fails."""
+
+    output_format: str
+    output: Path | None
+    fail_on: str
+
+
+def conclude(
+    task: str, examine: Callable[[Progress], Report], scope: Scope, delivery: Delivery
+) -> int:
+    """Run ``examine`` under a progress bar, deliver its report and return the exit status."""
+    tell_slow_scan()
+    started = time.perf_counter()
+    with ProgressBar(task) as progress:
+        report = examine(progress)
+    seconds = time.perf_counter() - started
+    deliver(_render(report, scope, delivery), delivery.output)
+    if stderr_is_terminal():
+        _tell_terminal(report, scope, delivery, seconds)
+    return _status(report, delivery)
+
+
+def _render(report: Report, scope: Scope, delivery: Delivery) -> str:
+    if delivery.output_format == "json":
+        return json_text(report)
+    to_stdout = delivery.output in (None, STANDARD_OUTPUT)
+    return report_text(report, scope, Style.of(sys.stdout) if to_stdout else Style())
+
+
+def _tell_terminal(report: Report, scope: Scope, delivery: Delivery, seconds: float) -> None:
+    if delivery.output not in (None, STANDARD_OUTPUT):
+        click.echo(verdict_line(report, scope, Style.of(sys.stderr)), err=True)
+    checked = report.coverage.bytes_checked
+    rate = byte_size(checked / seconds) if seconds > 0 else "-"
+    click.echo(f"{byte_size(checked)} in {seconds:.2f} s, {rate}/s", err=True)
+
+
+def _status(report: Report, delivery: Delivery) -> int:
+    if not report.complete:
+        return INCOMPLETE
+    return FINDINGS if report.at_least(Severity[delivery.fail_on.upper()]) else CLEAN

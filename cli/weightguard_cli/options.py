@@ -1,0 +1,68 @@
+"""Options that several commands share, and what their values mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+SEVERITIES = ("info", "warning", "error", "critical")
+MAX_THREADS = 1024
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def parse_codes(
+    _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return all codes of a repeatable option whose values are lists separated by commas."""
+    codes = tuple(code.strip().upper() for value in values for code in value.split(","))
+    if not all(codes):
+        raise click.BadParameter("give codes or their beginnings, such as WG2,WG101.")
+    return codes
+
+
+CHECKPOINT = click.Path(path_type=Path)
+MANIFEST = click.Path(path_type=Path)
+
+
+def threads_option(command: Command) -> Command:
+    """Add ``--threads``."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(1, MAX_THREADS),
+        help="Threads to read and check with; all cores by default.",
+    )(command)
+
+
+def format_option(command: Command) -> Command:
+    """Add ``--format``, passed on as ``output_format``."""
+    return click.option(
+        "--format",
+        "output_format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        help="Text for people, JSON for programs.",
+    )(command)
+
+
+def report_options(command: Command) -> Command:
+    """Add what every command that ends with a report takes."""
+    command = click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Write the report to FILE, all of it or nothing.",
+    )(command)
+    command = format_option(command)
+    return click.option(
+        "--fail-on",
+        type=click.Choice(SEVERITIES),
+        default="error",
+        show_default=True,
+        help="Least severity that makes the exit status 1.",
+    )(command)

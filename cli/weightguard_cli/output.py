@@ -1,0 +1,75 @@
+"""Writing results: to standard output, or whole and at once into a file."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+from weightguard.atomic import atomic_write
+from weightguard.errors import WeightguardError
+
+STANDARD_OUTPUT = Path("-")
+
+
+def check_target(target: Path | None, *inputs: Path) -> None:
+    """Raise WeightguardError when ``target`` cannot be written, or is one of the inputs.
+
+    Asked before the work, so that nobody waits an hour to learn of a typing error.
+    """
+    if target is None or target == STANDARD_OUTPUT:
+        return
+    for path in inputs:
+        if target.exists() and path.exists() and target.samefile(path):
+            raise WeightguardError(f"-o {str(target)!r} would overwrite what is to be checked.")
+    folder = target.parent
+    if target.is_dir():
+        raise WeightguardError(f"cannot write {str(target)!r}: it is a folder. Name a file in it.")
+    if not folder.is_dir():
+        raise WeightguardError(f"cannot write {str(target)!r}: {str(folder)!r} is no folder.")
+
+
+def deliver(text: str, target: Path | None) -> None:
+    """Write ``text`` to a file, replacing it at once, or to standard output for None and ``-``.
+
+    Raises WeightguardError when it cannot be written.
+    """
+    if target is None or target == STANDARD_OUTPUT:
+        _print(text)
+        return
+    try:
+        _write(text.encode("utf-8"), target)
+    except OSError as error:
+        raise WeightguardError(f"cannot write {str(target)!r}: {error.strerror}.") from error
+
+
+def _write(data: bytes, target: Path) -> None:
+    real = target.resolve()
+    if real.exists() and not stat.S_ISREG(real.stat().st_mode):
+        # a pipe or /dev/null is written to; renaming a file over it would destroy it
+        with target.open("wb") as file:
+            file.write(data)
+        return
+    with atomic_write(real) as file:
+        file.write(data)
+
+
+def _print(text: str) -> None:
+    if sys.stdout is None:
+        return  # closed by whoever only wants the exit status
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        abandon_output()
+    except OSError as error:
+        abandon_output()
+        raise WeightguardError(f"cannot write the output: {error.strerror}.") from error
+
+
+def abandon_output() -> None:
+    """Send what is still buffered for standard output nowhere: its reader has left."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -1,0 +1,69 @@
+"""A progress bar on stderr: bytes, rate and time left; nothing unless stderr is a terminal."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from weightguard_cli.style import stderr_is_terminal
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class ProgressBar:
+    """A callable for the core's ``progress``; the bar appears with the first bytes it reports.
+
+    Used as a context manager, so that the terminal is restored whatever happens.
+    """
+
+    def __init__(self, task: str):
+        self._task = task
+        self._shown = stderr_is_terminal()
+        self._bar: tuple[Progress, TaskID] | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show ``done`` of ``total`` bytes."""
+        if not self._shown:
+            return
+        if self._bar is None:
+            self._bar = _start(self._task, total)
+        progress, task = self._bar
+        progress.update(task, completed=done, total=total)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar[0].stop()
+
+
+def _start(task: str, total: int) -> tuple[Progress, TaskID]:
+    # rich takes a tenth of a second to import: only where there is something to show
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    progress = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    progress.start()
+    return progress, progress.add_task(task, total=total)

@@ -1,0 +1,94 @@
+"""A report as text for people: the verdict first, then findings, then what was not checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+
+from weightguard.catalogue import RULES
+from weightguard.finding import Finding, Location, Report
+from weightguard_cli.escape import escape_name, escape_text, guard_lines
+from weightguard_cli.evidence import evidence_lines
+from weightguard_cli.style import Style
+from weightguard_cli.units import byte_size, counted
+from weightguard_cli.verdict import Scope, verdict
+
+MAX_SHOWN = 20
+"""Findings of one rule and severity that are written out; JSON has them all."""
+
+
+def report_text(report: Report, scope: Scope, style: Style) -> str:
+    """Return the report as text that ends with a newline."""
+    lines = [*_head(report, scope, style)]
+    for (severity, rule), group in groupby(report.findings, lambda f: (f.severity, f.rule)):
+        lines += ["", *_group(severity, rule, list(group), style)]
+    lines += ["", *_tail(report, scope, style)]
+    return guard_lines("\n".join(lines)) + "\n"
+
+
+def verdict_line(report: Report, scope: Scope, style: Style) -> str:
+    """Return the verdict alone."""
+    return style.paint(str(verdict(report, scope)), verdict(report, scope).kind, bold=True)
+
+
+def _head(report: Report, scope: Scope, style: Style) -> Iterator[str]:
+    yield verdict_line(report, scope, style)
+    known = "" if report.format == "unknown" else f" ({escape_name(report.format)})"
+    yield f"  {escape_name(report.checkpoint)}{known}"
+
+
+def _group(severity: str, rule: str, findings: list[Finding], style: Style) -> Iterator[str]:
+    label = style.paint(escape_text(severity), severity if severity in _KINDS else "bad")
+    known = RULES.get(rule)
+    name = f" {known.name}" if known else ""
+    number = f" ({len(findings)})" if len(findings) > 1 else ""
+    yield f"{label} {style.strong(escape_text(rule) + name)}{number}"
+    shown = findings[:MAX_SHOWN]
+    for remedy, sharing in groupby(shown, lambda f: f.remedy):
+        for found in sharing:
+            yield from _finding(found, style)
+        yield from style.wrap(escape_text(remedy), "        ", "    Do: ")
+    if len(findings) > MAX_SHOWN:
+        yield f"  and {len(findings) - MAX_SHOWN:,} more (use --format json)"
+
+
+_KINDS = frozenset({"critical", "error", "warning", "info"})
+
+
+def _finding(found: Finding, style: Style) -> Iterator[str]:
+    place = " ".join(_place(found.location))
+    if place:
+        yield f"  {place}"
+    yield from style.wrap(escape_text(found.message), "    ")
+    for line in evidence_lines(found.evidence):
+        yield from style.wrap(line, "        ", "      ")
+
+
+def _place(location: Location) -> Iterator[str]:
+    if location.tensor is not None:
+        element = location.element
+        index = "" if element is None else "[" + ",".join(map(str, element)) + "]"
+        yield escape_name(location.tensor) + index
+        parts = (("row", location.row), ("block", location.block))
+        inner = ", ".join(f"{word} {number}" for word, number in parts if number is not None)
+        if inner:
+            yield f"({inner})"
+    if location.file is not None:
+        yield f"in {escape_name(location.file)}" if location.tensor else escape_name(location.file)
+    if location.offset is not None:
+        yield f"at byte {location.offset}"
+
+
+def _tail(report: Report, scope: Scope, style: Style) -> Iterator[str]:
+    read = report.coverage
+    if read.tensors_total or report.complete:
+        yield (
+            f"Checked {read.tensors_checked:,} of {counted(read.tensors_total, 'tensor')}, "
+            f"{byte_size(read.bytes_checked)} of {byte_size(read.bytes_total)}."
+        )
+    rest = "whatever comes after the point where reading had to stop"
+    unchecked = scope.unchecked if report.complete else (rest, *scope.unchecked)
+    if unchecked:
+        yield "Not checked:"
+    for subject in unchecked:
+        yield from style.wrap(subject, "    ", "  - ")

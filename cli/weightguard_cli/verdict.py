@@ -1,0 +1,62 @@
+"""The verdict in words: what the findings amount to, and what nobody looked at."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from weightguard.catalogue import Severity
+from weightguard.finding import Report
+from weightguard_cli.units import counted, listed
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One word, the sentence behind it, and whether it is good news."""
+
+    word: str
+    sentence: str
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.word}: {self.sentence}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What was asked of the report: whether equality was at stake, and what was left out.
+
+    ``unchecked`` names what the report does not cover.
+    """
+
+    against_manifest: bool
+    unchecked: tuple[str, ...] = ()
+
+
+def verdict(report: Report, scope: Scope) -> Verdict:
+    """Return what a report amounts to."""
+    if not report.complete:
+        read = report.coverage
+        how_far = f"{read.tensors_checked} of {counted(read.tensors_total, 'tensor')} checked"
+        tail = f"; {how_far}" if read.tensors_total else ""
+        return Verdict("UNREADABLE", f"{_count(report)}{tail}", "critical")
+    if report.at_least(Severity.ERROR):
+        equality_only = all(f.rule.startswith("WG4") for f in report.at_least(Severity.ERROR))
+        return Verdict("DIFFERENT" if equality_only else "DAMAGED", _count(report), "bad")
+    if report.at_least(Severity.WARNING):
+        return Verdict("SUSPECT", _count(report), "warning")
+    tail = f", {_count(report)}" if report.findings else ""
+    if scope.against_manifest:
+        total = counted(report.coverage.tensors_total, "tensor")
+        return Verdict("EQUAL", f"all {total} are those of the manifest{tail}", "good")
+    return Verdict("SOUND", f"nothing above info{tail}" if tail else "no findings", "good")
+
+
+def _count(report: Report) -> str:
+    counts = Counter(found.severity for found in report.findings)
+    parts = [f"{counts[s.label]} {s.label}" for s in reversed(Severity) if counts[s.label]]
+    noun = "finding" if len(report.findings) == 1 else "findings"
+    tensors = {f.location.tensor for f in report.findings if f.location.tensor is not None}
+    total = report.coverage.tensors_total
+    where = f" in {len(tensors)} of {counted(total, 'tensor')}" if tensors and total else ""
+    return f"{listed(parts) or 'no'} {noun}{where}"

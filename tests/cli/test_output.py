@@ -1,0 +1,70 @@
+"""Results reach a file whole or not at all, and never the wrong file."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from weightguard.errors import WeightguardError
+from weightguard_cli.output import check_target, deliver
+
+
+def test_a_file_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "report.txt"
+    target.write_text("old")
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(WeightguardError, match="No space left"):
+        deliver("new", target)
+    assert target.read_text() == "old"
+    monkeypatch.undo()
+    deliver("new é", target)
+    assert target.read_text(encoding="utf-8") == "new é"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.write_text("old")
+    link.symlink_to(real)
+    deliver("new", link)
+    assert link.is_symlink()
+    assert real.read_text() == "new"
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    received: list[str] = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_text()))
+    reader.start()
+    deliver("report", pipe)
+    reader.join()
+    assert received == ["report"]
+    assert pipe.is_fifo()
+
+
+def test_the_checkpoint_is_never_the_target(tmp_path: Path) -> None:
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(b"weights")
+    alias = tmp_path / "alias"
+    alias.symlink_to(model)
+    for target in (model, alias):
+        with pytest.raises(WeightguardError, match="would overwrite"):
+            check_target(target, model)
+    assert model.read_bytes() == b"weights"
+
+
+def test_a_target_without_a_folder_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(WeightguardError, match="is no folder"):
+        check_target(tmp_path / "missing" / "report.txt")
+    with pytest.raises(WeightguardError, match="is a folder"):
+        check_target(tmp_path)
+    check_target(None)
+    check_target(Path("-"))

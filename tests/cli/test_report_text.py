@@ -1,0 +1,192 @@
+"""What people read: verdict, places, evidence, remedies, and what was not checked."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from weightguard.catalogue import Severity
+from weightguard.finding import Coverage, Finding, Report, finding, ordered
+from weightguard_cli.style import Style
+from weightguard_cli.text import MAX_SHOWN, report_text
+from weightguard_cli.verdict import Scope, verdict
+
+AUDIT = Scope(against_manifest=False)
+VERIFY = Scope(against_manifest=True)
+HOSTILE = "\x1b[31m\n::error::x|<script>\u202e##[error]\ud800" + "y" * 1_000_000
+
+
+def report(*findings: Finding, complete: bool = True, tensors: int = 272) -> Report:
+    coverage = Coverage(tensors, tensors, 94_000_000, 98_000_000)
+    return Report("model.gguf", "gguf", complete, ordered(findings), coverage)
+
+
+def changed_element() -> Finding:
+    return finding(
+        "WG401",
+        "one element changed",
+        file="model.gguf",
+        offset=12345,
+        tensor="blk.0.weight",
+        block=0,
+        row=3,
+        element=(3, 17),
+        evidence={
+            "expected": "blake3:aa",
+            "observed": "blake3:bb",
+            "element_count": 1,
+            "elements": [
+                {
+                    "index": [3, 17],
+                    "old_bits": "0x3800",
+                    "new_bits": "0x7800",
+                    "flipped_bits": [14],
+                    "confirmed": True,
+                    "old": "0.5",
+                    "new": "32768.0",
+                }
+            ],
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("findings", "scope", "expected"),
+    [
+        ((), AUDIT, "SOUND: no findings"),
+        ((), VERIFY, "EQUAL: all 272 tensors are those of the manifest"),
+        (
+            (finding("WG201", "NaN", tensor="a"), finding("WG202", "Inf", tensor="a")),
+            AUDIT,
+            "DAMAGED: 2 critical findings in 1 of 272 tensors",
+        ),
+        (
+            (finding("WG201", "NaN", tensor="a"), finding("WG203", "zero", tensor="b")),
+            AUDIT,
+            "DAMAGED: 1 critical and 1 error findings in 2 of 272 tensors",
+        ),
+        ((changed_element(),), VERIFY, "DIFFERENT: 1 critical finding in 1 of 272 tensors"),
+        ((finding("WG121", "extra"),), AUDIT, "SUSPECT: 1 warning finding"),
+        (
+            (finding("WG408", "untied", tensor="a"),),
+            AUDIT,
+            "SOUND: nothing above info, 1 info finding in 1 of 272 tensors",
+        ),
+    ],
+)
+def test_the_verdict_comes_first(
+    findings: tuple[Finding, ...], scope: Scope, expected: str
+) -> None:
+    assert str(verdict(report(*findings), scope)) == expected
+    assert report_text(report(*findings), scope, Style()).splitlines()[0] == expected
+
+
+def test_an_unreadable_checkpoint_is_never_called_sound() -> None:
+    unreadable = report(finding("WG102", "short"), complete=False, tensors=0)
+    text = report_text(unreadable, AUDIT, Style())
+    assert text.startswith("UNREADABLE: 1 error finding\n")
+    assert "Not checked:\n  - whatever comes after the point where reading had to stop\n" in text
+    assert "Checked" not in text
+
+
+def test_a_finding_shows_place_evidence_and_remedy() -> None:
+    text = report_text(report(changed_element()), VERIFY, Style())
+    assert "critical WG401 tensor-changed\n" in text
+    assert "  blk.0.weight[3,17] (row 3, block 0) in model.gguf at byte 12345\n" in text
+    assert "[3,17] 0.5 -> 32768.0 (0x3800 -> 0x7800), bit 14 flipped\n" in text
+    assert "Do: Restore the tensor from a trusted copy" in text
+
+
+def test_an_unconfirmed_change_says_so() -> None:
+    found = changed_element()
+    found.evidence["elements"][0]["confirmed"] = False
+    text = report_text(report(found), VERIFY, Style())
+    assert "consistent with the row's residues only" in text
+
+
+def test_a_changed_word_of_a_block_has_bits_and_no_values() -> None:
+    found = changed_element()
+    for value in ("old", "new"):
+        del found.evidence["elements"][0][value]
+    text = report_text(report(found), VERIFY, Style())
+    assert "[3,17] 0x3800 -> 0x7800, bit 14 flipped\n" in text
+
+
+def test_elements_without_values_share_a_line() -> None:
+    evidence = {"count": 32, "elements": [[0, i] for i in range(16)]}
+    text = report_text(report(finding("WG201", "m", tensor="t", evidence=evidence)), AUDIT, Style())
+    assert "      [0,0] [0,1] [0,2] [0,3] [0,4] [0,5] [0,6] [0,7] and 24 more elements\n" in text
+
+
+def test_values_stand_beside_their_elements_and_the_rest_is_counted() -> None:
+    evidence = {
+        "count": 18,
+        "elements": [[0, i] for i in range(16)],
+        "values": [4500.0 + i for i in range(16)],
+        "others_below": 0.125,
+    }
+    text = report_text(report(finding("WG207", "m", tensor="t", evidence=evidence)), AUDIT, Style())
+    assert "[0,0] = 4500\n" in text
+    assert "and 10 more elements" in text
+    assert "others below: 0.125" in text
+
+
+def test_a_remedy_that_findings_share_is_said_once() -> None:
+    twice = [finding("WG403", "extra", tensor=name) for name in ("a", "b")]
+    assert report_text(report(*twice), VERIFY, Style()).count("Do: ") == 1
+
+
+def test_many_findings_of_one_rule_are_cut_and_counted() -> None:
+    many = [finding("WG403", "extra", tensor=f"t{i:03}") for i in range(MAX_SHOWN + 7)]
+    text = report_text(report(*many), VERIFY, Style())
+    assert f"t{MAX_SHOWN - 1:03}\n" in text
+    assert f"t{MAX_SHOWN:03}" not in text
+    assert "and 7 more (use --format json)" in text
+
+
+def test_what_was_not_checked_is_always_said() -> None:
+    text = report_text(report(), Scope(False, ("equality",)), Style())
+    assert text.endswith(
+        "Checked 272 of 272 tensors, 94.0 MB of 98.0 MB.\nNot checked:\n  - equality\n"
+    )
+
+
+@pytest.mark.parametrize("width", [None, 40, 120])
+@pytest.mark.parametrize("severity", list(Severity))
+def test_hostile_strings_in_every_field_are_harmless(width: int | None, severity: Severity) -> None:
+    hostile = finding(
+        "WG401",
+        HOSTILE,
+        remedy=HOSTILE,
+        severity=severity,
+        evidence={HOSTILE: HOSTILE, "list": [HOSTILE], "elements": [{"index": HOSTILE}]},
+        file=HOSTILE,
+        tensor=HOSTILE,
+    )
+    base = report(hostile)
+    bad = Report(HOSTILE, HOSTILE, True, base.findings, base.coverage)
+    text = report_text(bad, AUDIT, Style(width=width))
+    lines = text.splitlines()
+    assert text.isascii()
+    assert all(line.isprintable() for line in lines)
+    assert not any(line.strip().startswith(("::", "##[")) for line in lines)
+    assert not re.search(r"<script|##\[|\|", text)
+    assert len(text) < 40_000
+
+
+def test_wrapping_keeps_to_the_width_but_never_breaks_a_word() -> None:
+    long = finding("WG121", "word " * 40 + "x" * 90, tensor="t")
+    lines = report_text(report(long), AUDIT, Style(width=60)).splitlines()
+    assert all(len(line) <= 60 for line in lines if "x" * 90 not in line)
+    assert any("x" * 90 in line for line in lines)
+
+
+def test_colours_only_when_asked() -> None:
+    assert "\x1b[" not in report_text(report(changed_element()), VERIFY, Style())
+    assert "\x1b[" in report_text(report(changed_element()), VERIFY, Style(coloured=True, width=80))
+
+
+def test_markup_of_the_terminal_library_is_not_interpreted() -> None:
+    text = report_text(report(finding("WG403", "m", tensor="[bold red]t[/]")), VERIFY, Style())
+    assert "[bold red]t[/]" in text
