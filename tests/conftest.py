@@ -1,0 +1,23 @@
+"""Shared fixtures: counts that prove a claim are printed at the end of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+CLAIMS = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def claim(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Return a function that puts one line into the summary under "measured claims"."""
+    return request.config.stash.setdefault(CLAIMS, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    claims = terminalreporter.config.stash.get(CLAIMS, [])
+    if claims:
+        terminalreporter.section("measured claims")
+        for line in claims:
+            terminalreporter.write_line(line)

@@ -1,0 +1,39 @@
+"""Every extra that pyproject.toml offers installs, and what it names can be imported."""
+
+from __future__ import annotations
+
+import importlib
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+MODULES = {
+    "torch": ("torch",),
+    "onnx": ("onnx", "onnxruntime"),
+    "sign": ("model_signing", "OpenSSL"),
+    "serve": ("prometheus_client", "starlette", "uvicorn"),
+    "distributed": ("ray",),
+}
+"""The modules that each extra exists for."""
+
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+
+
+def test_every_extra_is_listed_here() -> None:
+    assert set(PROJECT["project"]["optional-dependencies"]) == set(MODULES)
+
+
+@pytest.mark.parametrize("extra", MODULES)
+def test_every_requirement_of_an_extra_has_its_module(extra: str) -> None:
+    assert len(PROJECT["project"]["optional-dependencies"][extra]) == len(MODULES[extra])
+
+
+@pytest.mark.parametrize("module", [module for extra in MODULES.values() for module in extra])
+def test_what_an_extra_names_is_importable(module: str) -> None:
+    assert importlib.import_module(module).__name__ == module
+
+
+def test_torch_is_the_pinned_one() -> None:
+    assert version("torch").partition("+")[0] == "2.13.0"
