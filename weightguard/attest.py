@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from weightguard.catalogue import Severity
 from weightguard.checkpoint import Checkpoint, open_checkpoint
-from weightguard.checkpoint.files import CheckpointFile
 from weightguard.checksums import file_digests as digest_files
 from weightguard.checksums import verify_checksums
 from weightguard.errors import CheckpointError
@@ -18,6 +17,7 @@ from weightguard.manifest import (
     BLOCK_DIGEST,
     RESIDUES,
     SCHEMA,
+    UNWRITTEN,
     FileRecord,
     Manifest,
     ManifestDocument,
@@ -27,10 +27,11 @@ from weightguard.manifest import (
     weights_digest,
 )
 from weightguard.progress import Meter, Progress
+from weightguard.salient import Salience
 from weightguard.scan.digest import DigestAlgorithm
 from weightguard.scan.fingerprint import TensorFingerprint, TensorObserver, UIntArray
 from weightguard.scan.stream import scan_tensors
-from weightguard.sidecar import Sidecar, SidecarWriter, array_specs
+from weightguard.sidecar import SidecarWriter, array_specs
 from weightguard.tensor import TensorView
 
 
@@ -82,8 +83,7 @@ def _attest(
         return [_Recorder(writer, numbers[tensor.name], records)]
 
     scan_tensors(checkpoint.tensors, observe, digest=digest, threads=threads, meter=meter)
-    sidecar = Sidecar.parse(CheckpointFile.adopt(writer.file.fileno(), "sidecar"))
-    writer.file.close()
+    sidecar = writer.finish()
     document = ManifestDocument(
         SCHEMA,
         digest,
@@ -92,7 +92,9 @@ def _attest(
         weights_digest(records),
         records,
         files,
-        SidecarRecord("unwritten.sidecar", sidecar.file.size, sidecar.digest()),
+        Salience(),
+        None,
+        SidecarRecord(UNWRITTEN, sidecar.file.size, sidecar.digest()),
     )
     return Manifest(document, sidecar)
 

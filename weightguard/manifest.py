@@ -18,20 +18,27 @@ from types import TracebackType
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from weightguard.atomic import atomic_write
+from weightguard.calibration import Calibration
 from weightguard.checkpoint.files import CheckpointFile
 from weightguard.errors import CheckpointError, ManifestError
+from weightguard.salient import Salience, SuperWeight
 from weightguard.scan.digest import BLOCK_DIGEST, DigestAlgorithm
 from weightguard.scan.fingerprint import Statistics, TensorFingerprint
 from weightguard.scan.formats import FORMATS
-from weightguard.sidecar import Sidecar, array_specs
+from weightguard.sidecar import ArraySpec, Sidecar, SidecarWriter, array_specs
 from weightguard.tensor import DTYPES, MAX_DIMENSIONS, TensorView
 
 SCHEMA: Literal["weightguard-manifest-v1"] = "weightguard-manifest-v1"
 RESIDUES: Literal["sum-and-weighted-sum/u64"] = "sum-and-weighted-sum/u64"
 MAX_JSON_BYTES = 1 << 30
 SIDECAR_NAME_DIGITS = 16
+UNWRITTEN = "unwritten.sidecar"
+"""Names the sidecar of a manifest that was not written yet."""
+CANARY_LOGITS = "canary/logits"
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Hex256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
@@ -96,6 +103,8 @@ class ManifestDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weights: Hex256
     tensors: dict[str, TensorRecord]
     files: dict[str, FileRecord]
+    salience: Salience
+    calibration: Calibration | None
     sidecar: SidecarRecord
 
 
@@ -146,6 +155,46 @@ class Manifest:
                 f"cannot write {path}: {error.strerror}. Check the folder and the free space."
             ) from error
         return path.parent / name
+
+    def calibrated(
+        self,
+        calibration: Calibration,
+        super_weights: tuple[SuperWeight, ...],
+        canary_logits: NDArray[np.float32],
+    ) -> Manifest:
+        """Return a manifest of the same weights that also holds what running the model taught.
+
+        ``super_weights`` replaces those of the manifest; ``canary_logits`` of shape (vocabulary,)
+        goes into the sidecar, in place of earlier ones. Close both manifests.
+        """
+        specs = [s for n, view in enumerate(self._views()) for s in array_specs(n, view)]
+        logits = ArraySpec(CANARY_LOGITS, np.dtype(np.float32), canary_logits.shape)
+        writer = SidecarWriter([*specs, logits])
+        for spec in specs:
+            self.sidecar.copy_array(spec, writer)
+        writer.write(CANARY_LOGITS, 0, canary_logits)
+        sidecar = writer.finish()
+        document = msgspec.structs.replace(
+            self.document,
+            salience=msgspec.structs.replace(self.document.salience, super_weights=super_weights),
+            calibration=calibration,
+            sidecar=SidecarRecord(UNWRITTEN, sidecar.file.size, sidecar.digest()),
+        )
+        return Manifest(document, sidecar)
+
+    def canary_logits(self) -> NDArray[np.float32]:
+        """Return the recorded logits of the canary's last position, shape (vocabulary,).
+
+        Raises ManifestError for a manifest without calibration.
+        """
+        if self.document.calibration is None:
+            raise ManifestError(
+                "the manifest holds no calibration; `weightguard calibrate` adds it"
+            )
+        return self.sidecar.read(CANARY_LOGITS)
+
+    def _views(self) -> list[TensorView]:
+        return [recorded_view(n, r) for n, r in sorted(self.document.tensors.items())]
 
     @property
     def numbers(self) -> dict[str, int]:
@@ -283,6 +332,11 @@ def _check_sidecar(document: ManifestDocument, sidecar: Sidecar) -> None:
                 raise ManifestError(
                     f"the sidecar {record.name} lacks the arrays of tensor {name[:100]!r}"
                 )
+    logits = sidecar.arrays.get(CANARY_LOGITS)
+    if document.calibration is not None and (
+        logits is None or logits.dtype.name != "F32" or len(logits.shape) != 1
+    ):
+        raise ManifestError(f"the sidecar {record.name} lacks the logits of the canary")
 
 
 def recorded_view(name: str, record: TensorRecord) -> TensorView:

@@ -29,7 +29,13 @@ from weightguard.scan.formats import FORMATS
 from weightguard.tensor import TensorView
 
 COPY_BYTES = 1 << 20
-_DTYPE_NAMES = {"uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64"}
+_DTYPE_NAMES = {
+    "uint8": "U8",
+    "uint16": "U16",
+    "uint32": "U32",
+    "uint64": "U64",
+    "float32": "F32",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,12 @@ class SidecarWriter:
             written = os.pwrite(self.file.fileno(), data, offset)
             data, offset = data[written:], offset + written
 
+    def finish(self) -> Sidecar:
+        """Return what was written, opened for reading; nothing can be written after it."""
+        sidecar = Sidecar.parse(CheckpointFile.adopt(self.file.fileno(), "sidecar"))
+        self.file.close()
+        return sidecar
+
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
@@ -146,6 +158,16 @@ class Sidecar:
             step = view.nbytes // view.shape[0]
             view.source.read_into(first * step, result.reshape(-1).view(np.uint8).data)
         return result
+
+    def copy_array(self, spec: ArraySpec, writer: SidecarWriter) -> None:
+        """Write the whole array into another sidecar, in pieces of about 1 MiB."""
+        if not spec.nbytes:
+            return
+        step = max(1, COPY_BYTES // spec.row_bytes)
+        for first in range(0, spec.shape[0], step):
+            writer.write(
+                spec.name, first, self.read(spec.name, first, min(step, spec.shape[0] - first))
+            )
 
     def matches(self, spec: ArraySpec) -> bool:
         """Return whether the sidecar holds the array as the specification demands it."""
