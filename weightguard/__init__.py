@@ -11,6 +11,7 @@ from weightguard.checkpoint import Checkpoint, open_checkpoint
 from weightguard.errors import CheckpointError, IntegrityError, ManifestError, WeightguardError
 from weightguard.finding import Coverage, Finding, Location, Report
 from weightguard.manifest import Manifest
+from weightguard.salient import OutlierChannel, RecurringChannel, Salience, SuperWeight
 from weightguard.tensor import DType, TensorView
 
 __version__ = "0.1.0"
@@ -26,9 +27,13 @@ __all__ = [
     "Location",
     "Manifest",
     "ManifestError",
+    "OutlierChannel",
+    "RecurringChannel",
     "Report",
     "Rule",
+    "Salience",
     "Severity",
+    "SuperWeight",
     "TensorView",
     "WeightguardError",
     "audit",

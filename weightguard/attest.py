@@ -27,11 +27,11 @@ from weightguard.manifest import (
     weights_digest,
 )
 from weightguard.progress import Meter, Progress
-from weightguard.salient import Salience
 from weightguard.scan.digest import DigestAlgorithm
 from weightguard.scan.fingerprint import TensorFingerprint, TensorObserver, UIntArray
 from weightguard.scan.stream import scan_tensors
 from weightguard.sidecar import SidecarWriter, array_specs
+from weightguard.survey import Survey
 from weightguard.tensor import TensorView
 
 
@@ -79,8 +79,11 @@ def _attest(
     )
     records: dict[str, TensorRecord] = {}
 
+    survey = Survey(checkpoint.tensors)
+
     def observe(tensor: TensorView) -> Sequence[TensorObserver]:
-        return [_Recorder(writer, numbers[tensor.name], records)]
+        recorder = _Recorder(writer, numbers[tensor.name], records)
+        return [recorder, *survey.observers(tensor)]
 
     scan_tensors(checkpoint.tensors, observe, digest=digest, threads=threads, meter=meter)
     sidecar = writer.finish()
@@ -92,7 +95,8 @@ def _attest(
         weights_digest(records),
         records,
         files,
-        Salience(),
+        # of the tensors alone: what the checkpoint calls itself is no part of a manifest
+        survey.conclude(threads=threads).salience,
         None,
         SidecarRecord(UNWRITTEN, sidecar.file.size, sidecar.digest()),
     )

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,10 +24,17 @@ from weightguard.rules.equality import check_equality, check_files
 from weightguard.rules.health import HealthObserver, TensorHealth
 from weightguard.rules.numeric import check_numbers
 from weightguard.rules.selection import Selection
+from weightguard.rules.superweights import check_lineages, check_salience, check_scales
+from weightguard.salience_changes import SalienceComparison
+from weightguard.salient import Salience
 from weightguard.scan.digest import DigestAlgorithm
 from weightguard.scan.fingerprint import TensorFingerprint, TensorObserver, UIntArray
 from weightguard.scan.stream import scan_tensors
+from weightguard.survey import Survey, own_names
 from weightguard.tensor import TensorView
+
+SURVEYED = ("WG301", "WG302", "WG303", "WG304")
+"""The rules that need a survey of what stands out in the weights."""
 
 ManifestLike = Manifest | str | os.PathLike[str]
 
@@ -60,11 +68,11 @@ def verify(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Return how the checkpoint at ``path`` differs from a manifest (rules WG1xx and WG4xx).
+    """Return how the checkpoint at ``path`` differs from a manifest: WG1xx, WG4xx, WG305, WG306.
 
     File digests are compared when the manifest holds them. Raises ManifestError.
     """
-    selection = Selection.of(["WG1", "WG4"])
+    selection = Selection.of(["WG1", "WG305", "WG306", "WG4"])
     with _opened(manifest) as recorded:
         assert recorded is not None
         whole_files = bool(recorded.document.files)
@@ -99,7 +107,8 @@ def _examine(
         except CheckpointError as error:
             found = [*selection.keep(checkpoint.findings), error.finding]
             return _report(path, checkpoint, found, checked=examination.checked)
-        return _report(path, checkpoint, findings, checked=None)
+        report = _report(path, checkpoint, findings, checked=None)
+        return msgspec.structs.replace(report, salience=examination.salience)
 
 
 def _report(
@@ -159,6 +168,13 @@ class _Examination:
             Names({}, (), (), ()) if manifest is None else match_names(checkpoint, manifest)
         )
         self._numbers = {} if manifest is None else manifest.numbers
+        self._survey = Survey(checkpoint.tensors) if selection.any_of(SURVEYED) else None
+        self._recorded = (
+            None
+            if manifest is None
+            else SalienceComparison(checkpoint.tensors, self._names, manifest.document)
+        )
+        self.salience: Salience | None = None
         self.checked: set[str] = set()
 
     def run(self, progress: Progress | None) -> list[Finding]:
@@ -203,6 +219,10 @@ class _Examination:
             observers.append(
                 TensorComparison(tensor, record, self._manifest, number, self._observed)
             )
+        if self._survey is not None:
+            observers += self._survey.observers(tensor)
+        if self._recorded is not None:
+            observers += self._recorded.observers(tensor)
         return observers
 
     def _judge(self) -> Iterator[Finding]:
@@ -211,5 +231,17 @@ class _Examination:
             if health is not None:
                 yield from check_numbers(health)
         yield from check_config(self._checkpoint)
+        if self._survey is not None:
+            yield from self._judge_salience(self._survey)
+        if self._recorded is not None:
+            yield from check_salience(self._recorded)
         if self._manifest is not None:
             yield from check_equality(self._checkpoint, self._manifest, self._names, self._observed)
+
+    def _judge_salience(self, survey: Survey) -> Iterator[Finding]:
+        checkpoint = self._checkpoint
+        found = survey.conclude(checkpoint.config, own_names(checkpoint), self._threads)
+        self.salience = found.salience
+        yield from check_lineages(found.lineages)
+        tensors = {tensor.name: tensor for tensor in checkpoint.tensors}
+        yield from check_scales(found.salience.super_weights, tensors)

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from weightguard.catalogue import RULES, Severity, SeverityLabel
+from weightguard.salient import Salience
 
 Evidence: TypeAlias = dict[str, Any]
 """What a finding rests on, as JSON values; the keys of each rule are on the rule's page."""
@@ -82,8 +83,9 @@ class Coverage(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """The outcome of an audit or a verification: findings, most severe first, and coverage.
 
-    ``complete`` is False when the checkpoint could not be read to its end; the findings then
-    say why, and the absence of others means nothing.
+    ``salience`` is what stands out in the weights, where that was asked for. ``complete`` is
+    False when the checkpoint could not be read to its end; the findings then say why, and the
+    absence of others means nothing.
     """
 
     checkpoint: str
@@ -91,6 +93,7 @@ class Report(msgspec.Struct, frozen=True):
     complete: bool
     findings: tuple[Finding, ...]
     coverage: Coverage
+    salience: Salience | None = None
     schema: str = "weightguard-report-v1"
 
     def at_least(self, severity: Severity) -> tuple[Finding, ...]:

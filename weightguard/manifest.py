@@ -281,7 +281,7 @@ def exact_value(scalar: str, bits: int, *, magnitude: bool = False) -> ExactValu
     """Return a finite scalar's bits and value; magnitude bits mean a number without sign."""
     form = FORMATS[scalar]
     value = form.decode(bits)
-    return ExactValue(f"0x{bits:0{max(1, form.bits // 4)}x}", abs(value) if magnitude else value)
+    return ExactValue(form.hexadecimal(bits), abs(value) if magnitude else value)
 
 
 def _read_json(path: Path) -> bytes:

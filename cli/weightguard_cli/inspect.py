@@ -65,6 +65,7 @@ def _inspection(document: ManifestDocument, tensors: dict[str, TensorRecord]) ->
 
 def _lines(document: ManifestDocument, tensors: dict[str, TensorRecord]) -> Iterator[str]:
     from weightguard_cli.escape import escape_name
+    from weightguard_cli.table import table_lines
     from weightguard_cli.units import byte_size, counted
 
     total = counted(len(document.tensors), "tensor")
@@ -73,7 +74,7 @@ def _lines(document: ManifestDocument, tensors: dict[str, TensorRecord]) -> Iter
     for name, file in sorted(document.files.items()):
         yield f"file {file.sha256} {byte_size(file.size)} {escape_name(name)}"
     yield ""
-    yield from _table([_HEADINGS, *(_row(name, record) for name, record in tensors.items())])
+    yield from table_lines([_HEADINGS, *(_row(name, record) for name, record in tensors.items())])
     if len(tensors) < len(document.tensors):
         yield f"{len(tensors)} of {total} shown"
 
@@ -102,11 +103,3 @@ def _row(name: str, record: TensorRecord) -> tuple[str, ...]:
 
 def _number(value: ExactValue | None) -> str:
     return "-" if value is None else f"{value.value:.4g}"
-
-
-def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    # the name comes last: it alone has no bound that a terminal could hold
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=False)]
-        yield "  ".join([*cells, row[-1]])

@@ -1,4 +1,4 @@
-"""A report as text for people: the verdict first, then findings, then what was not checked."""
+"""A report as text for people: verdict, findings, what stands out, what was not checked."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from weightguard.catalogue import RULES
 from weightguard.finding import Finding, Location, Report
 from weightguard_cli.escape import escape_name, escape_text, guard_lines
 from weightguard_cli.evidence import evidence_lines
+from weightguard_cli.salience_text import salience_lines
 from weightguard_cli.style import Style
 from weightguard_cli.units import byte_size, counted
 from weightguard_cli.verdict import Scope, verdict
@@ -22,6 +23,9 @@ def report_text(report: Report, scope: Scope, style: Style) -> str:
     lines = [*_head(report, scope, style)]
     for (severity, rule), group in groupby(report.findings, lambda f: (f.severity, f.rule)):
         lines += ["", *_group(severity, rule, list(group), style)]
+    if report.salience is not None:
+        standing_out = [*salience_lines(report.salience)]
+        lines += ["", *standing_out] if standing_out else []
     lines += ["", *_tail(report, scope, style)]
     return guard_lines("\n".join(lines)) + "\n"
 

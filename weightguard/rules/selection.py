@@ -23,8 +23,8 @@ class Selection:
         chosen = _expand(select) if select else frozenset(RULES)
         return cls(chosen - _expand(ignore))
 
-    def any_of(self, prefix: str) -> bool:
-        """Return whether any rule whose code starts with ``prefix`` is selected."""
+    def any_of(self, prefix: str | tuple[str, ...]) -> bool:
+        """Return whether any rule is selected whose code starts with ``prefix``, or one of them."""
         return any(code.startswith(prefix) for code in self.codes)
 
     def keep(self, findings: Iterable[Finding]) -> list[Finding]:

@@ -78,6 +78,10 @@ class ScalarFormat:
         """The least magnitude bits that are not subnormal; 1 where there are no subnormals."""
         return 1 << self.mantissa if self.is_float and self.signed else 1
 
+    def hexadecimal(self, bits: int) -> str:
+        """Return bits as manifests and reports write them: all digits of the format's width."""
+        return f"0x{bits:0{max(1, self.bits // 4)}x}"
+
     def magnitude(self, bits: int) -> int:
         """Return the magnitude bits of one scalar's bits."""
         if not bits & self.sign_bit:

@@ -1,8 +1,8 @@
-"""A second look at a tensor's values, for the few tensors where a first finding asks for one."""
+"""A second look at values: whole tensors that a finding asks for, single rows and elements."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,10 @@ from weightguard.scan.dequantise import dequantise
 from weightguard.scan.digest import BLOCK_BYTES
 from weightguard.scan.formats import FORMATS
 from weightguard.tensor import TensorView
+
+MAX_READ_WHOLE = 4 << 20
+"""Bytes of a tensor that are cheaper to read at once than by many single elements."""
+MIN_PIECES = 64
 
 
 def iterate_values(tensor: TensorView) -> Iterator[tuple[int, NDArray[np.float64]]]:
@@ -30,6 +34,72 @@ def iterate_values(tensor: TensorView) -> Iterator[tuple[int, NDArray[np.float64
 def element_index(tensor: TensorView, scalar: int) -> tuple[int, ...]:
     """Return the index of the element that scalar number ``scalar`` belongs to."""
     return tensor.index(scalar * tensor.dtype.block_elements // tensor.dtype.block_scalars)
+
+
+def read_rows(tensor: TensorView, rows: Sequence[int]) -> NDArray[np.float32]:
+    """Return the values of some rows as binary32, shape (len(rows), row_scalars).
+
+    Rows are those of the tensor's layout; values beyond binary32 become infinite.
+    """
+    layout = tensor.layout
+    data = _read_pieces(tensor, np.asarray(rows, np.int64), layout.row_bytes)
+    return decode_bytes(tensor, data.reshape(-1)).reshape(len(rows), layout.row_scalars)
+
+
+def gather(tensor: TensorView, elements: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the values of single elements (numbers in C order) as binary32, shape (n,).
+
+    For dtypes with one scalar an element. Reads the dtype block of each element, or a small
+    tensor whole.
+    """
+    dtype = tensor.dtype
+    places = np.asarray(elements, np.int64)
+    blocks, inside = np.divmod(places, dtype.block_elements)
+    data = _read_pieces(tensor, blocks, dtype.block_bytes)
+    values = decode_bytes(tensor, data.reshape(-1)).reshape(-1, dtype.block_elements)
+    return values[np.arange(len(places)), inside]
+
+
+def _read_pieces(
+    tensor: TensorView, places: NDArray[np.int64], piece_bytes: int
+) -> NDArray[np.uint8]:
+    """Return pieces of equal size, shape (n, piece_bytes); a small tensor is read whole."""
+    if len(places) > MIN_PIECES and tensor.nbytes <= MAX_READ_WHOLE:
+        whole = np.frombuffer(tensor.read(), np.uint8).reshape(-1, piece_bytes)
+        return whole[places]
+    data = np.empty((len(places), piece_bytes), np.uint8)
+    for piece, place in zip(data, places.tolist(), strict=True):
+        tensor.source.read_into(place * piece_bytes, piece.data)
+    return data
+
+
+def exact_bits(tensor: TensorView, element: int) -> int:
+    """Return the exact scalar bits of one element, dequantised for GGML blocks.
+
+    For dtypes with one scalar an element.
+    """
+    dtype = tensor.dtype
+    block, inside = divmod(element, dtype.block_elements)
+    start = block * dtype.block_bytes
+    data = np.frombuffer(tensor.read(start, start + dtype.block_bytes), np.uint8)
+    if dtype.is_quantised:
+        values = dequantise(dtype.name, data.reshape(1, -1))
+        return int(values.view(np.uint32)[inside])
+    bits = FORMATS[dtype.scalar].bits
+    return int.from_bytes(data.tobytes(), "little") >> inside * bits & (1 << bits) - 1
+
+
+def decode_bytes(tensor: TensorView, data: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the scalars of whole dtype blocks as binary32."""
+    dtype = tensor.dtype
+    if dtype.is_quantised:
+        return dequantise(dtype.name, data.reshape(-1, dtype.block_bytes))
+    if dtype.scalar == "BF16":
+        return (data.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dtype.scalar in ("F16", "F32"):
+            return data.view(f"<f{dtype.block_bytes}").astype(np.float32)
+        return _decode(tensor, data).astype(np.float32)
 
 
 def _decode(tensor: TensorView, data: NDArray[np.uint8]) -> NDArray[np.float64]:

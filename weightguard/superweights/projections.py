@@ -103,6 +103,8 @@ _FAMILIES = (
 
 _LAYER = re.compile(r"(.*?(?:^|\.)(?:layers|layer|h|blk|block|blocks)\.(\d{1,6})\.)(.+)")
 
+_ATTENTION = re.compile(r"attn|attention")
+
 
 def find_projections(tensors: Sequence[TensorView]) -> tuple[Projection, ...]:
     """Return the output projections among ``tensors``, by layer and then by name."""
@@ -131,7 +133,7 @@ def is_matrix(tensor: TensorView) -> bool:
 
 def _projection(tensor: TensorView, by_name: Mapping[str, TensorView]) -> Projection | None:
     match = _LAYER.fullmatch(tensor.name) if len(tensor.name) <= MAX_NAME_CHARS else None
-    if match is None or not is_matrix(tensor):
+    if match is None or not is_matrix(tensor) or _ATTENTION.search(match[3]):
         return None
     layer_prefix, layer, inner = match[1], int(match[2]), match[3]
     for family in _FAMILIES:
