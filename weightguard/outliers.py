@@ -86,7 +86,9 @@ def outlier_channels(tensor: TensorView, extremes: Extremes) -> list[OutlierChan
         if bits is None or len(bits) < MIN_CHANNELS:
             continue
         magnitudes = form.decode_magnitudes(bits)
-        median = float(np.median(magnitudes))
+        # of magnitude bits, which order as the numbers do
+        middle = len(bits) // 2
+        median = float(form.decode(int(np.partition(bits, middle)[middle])))
         if median <= 0:
             continue
         heavy = np.flatnonzero(magnitudes >= MIN_HEAVINESS * median)

@@ -46,6 +46,42 @@ def read_rows(tensor: TensorView, rows: Sequence[int]) -> NDArray[np.float32]:
     return decode_bytes(tensor, data.reshape(-1)).reshape(len(rows), layout.row_scalars)
 
 
+def read_grid(
+    tensor: TensorView, rows: NDArray[np.int64], columns: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return the values where some rows and columns cross, as binary32, (rows, columns).
+
+    For dtypes with one scalar an element. Rows are read whole, a few MiB at a time, but only
+    the dtype blocks of the columns are decoded.
+    """
+    dtype, row_bytes = tensor.dtype, tensor.layout.row_bytes
+    blocks, inside = np.divmod(columns, dtype.block_elements)
+    if tensor.nbytes <= MAX_READ_WHOLE:
+        whole = np.frombuffer(tensor.read(), np.uint8)
+        return _cross(tensor, whole, rows, blocks, inside)
+    grid = np.empty((len(rows), len(columns)), np.float32)
+    at_once = max(1, MAX_READ_WHOLE // row_bytes)
+    for start in range(0, len(rows), at_once):
+        data = _read_pieces(tensor, rows[start : start + at_once], row_bytes)
+        places = np.arange(len(data))
+        grid[start : start + at_once] = _cross(tensor, data, places, blocks, inside)
+    return grid
+
+
+def _cross(
+    tensor: TensorView,
+    data: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    blocks: NDArray[np.int64],
+    inside: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    dtype = tensor.dtype
+    by_block = data.reshape(-1, tensor.layout.row_bytes // dtype.block_bytes, dtype.block_bytes)
+    values = decode_bytes(tensor, by_block[rows[:, None], blocks].reshape(-1))
+    values = values.reshape(len(rows), len(blocks), dtype.block_elements)
+    return values[:, np.arange(len(blocks)), inside]
+
+
 def gather(tensor: TensorView, elements: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
     """Return the values of single elements (numbers in C order) as binary32, shape (n,).
 

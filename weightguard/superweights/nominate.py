@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from weightguard.outliers import Extremes
 from weightguard.salient import Score, ScoreName, SuperWeight, significant
 from weightguard.scan.formats import FORMATS
-from weightguard.scan.values import exact_bits, gather, read_rows
+from weightguard.scan.values import exact_bits, read_grid, read_rows
 from weightguard.superweights.projections import Producer, Projection
 
 TOP = 8
@@ -31,18 +31,19 @@ TOP = 8
 MIN_COLUMN_RATIO = 8.0
 """What is not even an outlier of its column is no candidate, whatever its other score."""
 
-CANDIDATE_UNITS = 16
-"""Hidden units of a projection that are looked at for each score."""
+CANDIDATE_UNITS = 24
+"""Hidden units of a projection that are looked at for each score: those of the greatest bounds."""
 
-SAMPLED_ROWS = 256
+HEAVY_ROWS = 128
+"""Output rows, the heaviest ones, in which a unit's greatest weights are looked for. A weight
+that so many rows exceed is no outlier."""
+
+SAMPLED_ROWS = 128
 """Rows that column rms is estimated from, evenly spaced; all of them where there are few more."""
 SAMPLE_ALL_BELOW = 1024
 
-MAX_ROWS_LOOKED_AT = 256
-"""A weight that more rows than these exceed is no outlier, and is not looked for."""
-
-GREATEST_SQUARE = np.float32(1e38)
-"""Greater squares count as this one, so that sums stay finite."""
+NORM_ROWS = 64
+"""Rows that the median row norm is estimated from."""
 
 COMPANION_SHARE = 0.5
 """Weights of a candidate's unit of at least this share of it are candidates too."""
@@ -82,7 +83,9 @@ def column_ratio(projection: Projection, element: int, value: float) -> float:
     """Return |value| over the rms of its hidden unit's other weights; 0 where that is unknown."""
     if projection.transposed or not np.isfinite(value):
         return 0.0
-    rms = float(_column_rms(projection)[element % projection.units])
+    unit = np.array([element % projection.units])
+    values = read_grid(projection.tensor, _sampled_rows(projection), unit)
+    rms = float(_column_rms(values.astype(np.float64))[0])
     return abs(value) / rms if rms > 0 else 0.0
 
 
@@ -142,66 +145,57 @@ def _candidates(projection: Projection, extremes: Mapping[str, Extremes]) -> Ite
     if projection.transposed:
         yield from _transposed_candidates(projection, rows)
         return
-    rms = _column_rms(projection)
-    ratios = _over(columns, rms)
-    eligible = ratios >= MIN_COLUMN_RATIO
-    bounds = _gain_bounds(projection, extremes)
-    units = set(_top(ratios, eligible))
-    if bounds is not None:
-        units.update(_top(columns * bounds, eligible))
-    elements = np.array(
-        list(_outliers_of_units(projection, sorted(units), rows, columns)), np.int64
-    )
-    values = gather(tensor, elements).astype(np.float64)
-    magnitudes, unit = np.abs(values), elements % projection.units
-    kept = (magnitudes >= COMPANION_SHARE * columns[unit]) & (
-        magnitudes >= MIN_COLUMN_RATIO * rms[unit]
-    )
-    elements, values = elements[kept], values[kept]
-    gains = _path_gains(projection, elements)
-    for place, element in enumerate(elements.tolist()):
-        magnitude = abs(float(values[place]))
-        gain = None if gains is None else magnitude * float(gains[place])
+    units = _promising_units(projection, columns, extremes)
+    heavy = np.sort(np.argsort(-rows, kind="stable")[:HEAVY_ROWS])
+    sampled = _sampled_rows(projection)
+    read = np.union1d(heavy, sampled)
+    grid = read_grid(projection.tensor, read, units).astype(np.float64)
+    values = grid[np.searchsorted(read, heavy)]
+    rms = _column_rms(grid[np.searchsorted(read, sampled)])
+    magnitudes = np.where(np.isfinite(values), np.abs(values), 0)
+    enough = np.maximum(COMPANION_SHARE * columns[units], MIN_COLUMN_RATIO * rms)
+    places = np.argwhere((magnitudes >= enough) & (rms > 0))
+    if not len(places):
+        return
+    row, unit = heavy[places[:, 0]], units[places[:, 1]]
+    gains = _path_gains(projection, row // projection.outputs * projection.units + unit)
+    for number, (at, column) in enumerate(places.tolist()):
+        gain = None if gains is None else magnitudes[at, column] * gains[number]
         yield Candidate(
-            projection, element, float(values[place]),
-            magnitude / float(rms[element % projection.units]),
-            gain if gain is not None and np.isfinite(gain) else None,
+            projection, int(row[number]) * projection.units + int(unit[number]),
+            float(values[at, column]), float(magnitudes[at, column] / rms[column]),
+            None if gain is None or not np.isfinite(gain) else float(gain),
         )  # fmt: skip
 
 
-def _outliers_of_units(
-    projection: Projection, units: Iterable[int], rows: NDArray[np.float64],
-    columns: NDArray[np.float64],
-) -> Iterator[int]:  # fmt: skip
-    """Yield the elements of each unit in whose rows something as large lies."""
-    for unit in units:
-        places = np.flatnonzero(rows >= COMPANION_SHARE * columns[unit])
-        if len(places) > MAX_ROWS_LOOKED_AT:
-            places = np.flatnonzero(rows >= columns[unit])
-        if len(places) <= MAX_ROWS_LOOKED_AT:
-            yield from (places * projection.units + unit).tolist()
+def _promising_units(
+    projection: Projection, columns: NDArray[np.float64], extremes: Mapping[str, Extremes]
+) -> NDArray[np.int64]:
+    """Return the units with the greatest weights, and those with the greatest gain bounds."""
+    chosen = [columns]
+    bounds = _gain_bounds(projection, extremes)
+    if bounds is not None:
+        chosen.append(columns * bounds)
+    tops = [np.argpartition(-scores, min(CANDIDATE_UNITS, len(scores)) - 1) for scores in chosen]
+    return np.unique(np.concatenate([top[:CANDIDATE_UNITS] for top in tops]))
 
 
-def _sampled_rows(projection: Projection) -> list[int]:
+def _spaced_rows(projection: Projection, count: int) -> NDArray[np.int64]:
     total = projection.tensor.layout.rows
-    count = total if total <= SAMPLE_ALL_BELOW else SAMPLED_ROWS
-    return [int(row) for row in np.linspace(0, total - 1, count)]
+    return np.linspace(0, total - 1, min(count, total)).astype(np.int64)
 
 
-def _column_rms(projection: Projection) -> NDArray[np.float64]:
-    """Return the rms of each column's sampled weights without the greatest, shape (units,)."""
-    picked = _sampled_rows(projection)
-    squares = _squares(projection, picked)
-    others = squares.sum(0, dtype=np.float64) - squares.max(0)
-    rms: NDArray[np.float64] = np.sqrt(np.maximum(others, 0) / max(len(picked) - 1, 1))
+def _sampled_rows(projection: Projection) -> NDArray[np.int64]:
+    total = projection.tensor.layout.rows
+    return _spaced_rows(projection, total if total <= SAMPLE_ALL_BELOW else SAMPLED_ROWS)
+
+
+def _column_rms(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the rms of each column without its greatest value, shape (columns,)."""
+    squares = np.square(np.where(np.isfinite(values), values, 0))
+    others = np.maximum(squares.sum(0) - squares.max(0), 0)
+    rms: NDArray[np.float64] = np.sqrt(others / max(len(values) - 1, 1))
     return rms
-
-
-def _squares(projection: Projection, rows: Sequence[int]) -> NDArray[np.float32]:
-    values = read_rows(projection.tensor, rows)
-    values[~np.isfinite(values)] = 0
-    with np.errstate(over="ignore"):
-        return np.minimum(np.square(values, out=values), GREATEST_SQUARE, out=values)
 
 
 def _row_heaviness(candidate: Candidate) -> float | None:
@@ -209,10 +203,11 @@ def _row_heaviness(candidate: Candidate) -> float | None:
     projection = candidate.projection
     if projection.transposed:
         return None
-    row = candidate.element // projection.units
-    sums = _squares(projection, [row, *_sampled_rows(projection)]).sum(1, dtype=np.float64)
-    median = float(np.median(sums[1:]))
-    heaviness = float(np.sqrt(sums[0] / median)) if median > 0 else np.inf
+    own = candidate.element // projection.units
+    rows = [own, *_spaced_rows(projection, NORM_ROWS).tolist()]
+    values = read_rows(projection.tensor, rows)
+    squares = np.einsum("ij,ij->i", values, values)
+    heaviness = float(np.sqrt(squares[0] / np.float32(np.median(squares[1:]))))
     return heaviness if np.isfinite(heaviness) else None
 
 
@@ -220,7 +215,7 @@ def _transposed_candidates(
     projection: Projection, rows: NDArray[np.float64]
 ) -> Iterator[Candidate]:
     """Yield candidates where a unit's outgoing weights are a row, which is read whole."""
-    for unit in _top(rows, rows > 0):
+    for unit in np.sort(np.argsort(-rows, kind="stable")[:CANDIDATE_UNITS]).tolist():
         values = read_rows(projection.tensor, [unit])[0].astype(np.float64)
         values[~np.isfinite(values)] = 0
         squares = np.square(values)
@@ -232,15 +227,6 @@ def _transposed_candidates(
                 projection, unit * projection.outputs + output, float(values[output]),
                 float(magnitude / rms), None,
             )  # fmt: skip
-
-
-def _over(magnitudes: NDArray[np.float64], rms: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.divide(magnitudes, rms, out=np.zeros_like(magnitudes), where=rms > 0)
-
-
-def _top(scores: NDArray[np.float64], eligible: NDArray[np.bool_]) -> list[int]:
-    order = np.argsort(-np.where(eligible, scores, -1), kind="stable")[:CANDIDATE_UNITS]
-    return [int(unit) for unit in order if eligible[unit]]
 
 
 def _gain_bounds(
@@ -260,36 +246,28 @@ def _gain_bounds(
     return product
 
 
-def _path_gains(projection: Projection, elements: NDArray[np.int64]) -> NDArray[np.float64] | None:
-    """Return for each element what its unit's producers contribute to the path gain."""
+def _path_gains(projection: Projection, paths: NDArray[np.int64]) -> NDArray[np.float64] | None:
+    """Return for each hidden unit, numbered expert by expert, its producers' part of the gain."""
     if projection.up is None:
         return None
-    paths, inverse = np.unique(
-        elements // (projection.outputs * projection.units) * projection.units
-        + elements % projection.units,
-        return_inverse=True,
-    )
-    up = _produced(projection, projection.up, paths)
-    if projection.gate is None:
-        gains = np.sqrt(np.square(up).sum(1))
-    else:
-        gains = np.abs((up * _produced(projection, projection.gate, paths)).sum(1))
+    distinct, inverse = np.unique(paths, return_inverse=True)
+    up = _produced(projection, projection.up, distinct)
+    other = up if projection.gate is None else _produced(projection, projection.gate, distinct)
+    with np.errstate(over="ignore", invalid="ignore"):
+        products = np.abs(np.multiply(up, other).sum(1, dtype=np.float64))
+    gains = np.sqrt(products) if projection.gate is None else products
     return np.asarray(gains[inverse], np.float64)
 
 
 def _produced(
     projection: Projection, producer: Producer, paths: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Return the rows that produce hidden units, the layer norm folded in; shape (n, outputs).
-
-    ``paths`` number the units, expert by expert.
-    """
+) -> NDArray[np.float32]:
+    """Return the rows that produce hidden units, the layer norm folded in; shape (n, outputs)."""
     expert, unit = np.divmod(paths, projection.units)
     rows = producer.first_row + expert * producer.expert_rows + unit
-    values = read_rows(producer.tensor, rows.tolist()).astype(np.float64)
-    if projection.norm is None:
-        return values
-    scale = read_rows(projection.norm, [0])[0].astype(np.float64)
-    # Gemma's norms multiply by one more than they store
-    values *= scale + 1 if "pre_feedforward" in projection.norm.name else scale
+    values = read_rows(producer.tensor, rows.tolist())
+    if projection.norm is not None:
+        scale = read_rows(projection.norm, [0])[0]
+        # Gemma's norms multiply by one more than they store
+        values *= scale + 1 if "pre_feedforward" in projection.norm.name else scale
     return values

@@ -47,7 +47,7 @@ def test_scores_are_those_of_their_definition(tmp_path: Path) -> None:
         6 / np.sqrt(np.square(others).mean()), rel=1e-3
     )
     assert first.scores["path_gain"].score == pytest.approx(6 * abs(up @ gate), rel=1e-3)
-    assert first.row_heaviness == pytest.approx(norms[23] / np.median(norms), rel=1e-3)
+    assert first.row_heaviness == pytest.approx(norms[23] / np.median(norms), rel=0.02)
 
 
 def test_path_gain_finds_what_a_strong_unit_feeds(tmp_path: Path) -> None:
