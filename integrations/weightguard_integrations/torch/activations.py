@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from weightguard.calibration import FalseAlarms, LayerBand, MassiveActivation, PromptCount
 from weightguard.errors import WeightguardError
 from weightguard.salient import significant
-from weightguard_integrations.torch.blocks import Tokens, batches, hidden_states, run_blocks
+from weightguard_integrations.torch.blocks import Tokens, hidden_states, padded_batches, run_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -60,10 +60,10 @@ def profiles(
 ) -> Iterator[Profile]:
     """Yield the profile of each sequence; shorter ones come first."""
     with hidden_states(blocks) as states:
-        for tokens in batches(sequences):
+        for tokens, lengths in padded_batches(sequences):
             run_blocks(model, tokens)
-            for number in range(len(tokens)):
-                yield profile([state[number] for state in states])
+            for number, length in enumerate(lengths):
+                yield profile([state[number, :length] for state in states])
 
 
 def profile(states: Sequence[torch.Tensor]) -> Profile:

@@ -77,5 +77,5 @@ def _digest(weight: torch.Tensor, record: TensorRecord, document: ManifestDocume
     step = BLOCK_BYTES // 4
     for first in range(0, flat.numel(), step):
         piece = flat[first : first + step].to(getattr(torch, dtype)).view(torch.uint8)
-        hasher.update(memoryview(piece.numpy()))
+        hasher.update(piece.numpy().data)
     return f"{document.digest_algorithm}:{hasher.hexdigest()}"

@@ -50,6 +50,25 @@ def batches(sequences: Sequence[Tokens]) -> Iterator[torch.Tensor]:
             yield torch.tensor([list(s) for s in group[first : first + step]])
 
 
+def padded_batches(sequences: Sequence[Tokens]) -> Iterator[tuple[torch.Tensor, list[int]]]:
+    """Yield all sequences as int64 tensors [batch, length] with each one's own length.
+
+    Shorter ones are padded on the right, which causal attention makes invisible to them.
+    """
+    import torch
+
+    group: list[Tokens] = []
+    for sequence in [*sorted(sequences, key=len), None]:
+        full = sequence is None or (len(group) + 1) * len(sequence) > MAX_BATCH_TOKENS
+        if group and full:
+            width = len(group[-1])
+            rows = [[*tokens, *[0] * (width - len(tokens))] for tokens in group]
+            yield torch.tensor(rows), [len(tokens) for tokens in group]
+            group = []
+        if sequence is not None:
+            group.append(sequence)
+
+
 def logits_of(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """Return the logits [batch, length, vocabulary] of ``tokens`` [batch, length].
 

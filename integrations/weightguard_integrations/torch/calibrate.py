@@ -33,7 +33,7 @@ from weightguard_integrations.torch.attested import check_checkpoint, check_load
 from weightguard_integrations.torch.blocks import find_blocks, logits_of, mean_loss
 from weightguard_integrations.torch.canary import record_canary
 from weightguard_integrations.torch.heldout import judge
-from weightguard_integrations.torch.loading import LoadedModel, load_model
+from weightguard_integrations.torch.loading import LoadedModel, check_loadable, load_model
 from weightguard_integrations.torch.memory import check_memory
 from weightguard_integrations.torch.probe import record_probes
 from weightguard_integrations.torch.projections import (
@@ -42,7 +42,7 @@ from weightguard_integrations.torch.projections import (
     named_as_recorded,
     uncalibrated,
 )
-from weightguard_integrations.torch.prompts import Prompts, make_prompts
+from weightguard_integrations.torch.prompts import Prompts, make_prompts, read_text
 from weightguard_integrations.torch.scalars import exact_scalar
 from weightguard_integrations.torch.spikes import Place
 from weightguard_integrations.torch.stack import deterministic, require_torch, stack_of
@@ -85,10 +85,13 @@ def _calibrate(
     threads: int | None,
     progress: Progress | None,
 ) -> Manifest:
-    check_checkpoint(path, manifest, threads)
-    check_numbers(manifest.document)
+    if prompts is not None:
+        read_text(Path(prompts))  # a wrong file is better told of before the work than after
     steps = Steps(ESTIMATED_STEPS, progress)
     with open_checkpoint(path) as checkpoint, deterministic(threads):
+        check_loadable(path, checkpoint)
+        check_checkpoint(path, manifest, threads)
+        check_numbers(manifest.document)
         check_memory(checkpoint.tensors)
         loaded = load_model(path, checkpoint)
         steps.advance()

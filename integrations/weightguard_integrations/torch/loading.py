@@ -39,13 +39,18 @@ class LoadedModel:
     vocabulary: int
 
 
+def check_loadable(path: Path, checkpoint: Checkpoint) -> None:
+    """Raise WeightguardError where it is plain before loading that no model can be made of it."""
+    place, options = _place(path, checkpoint)
+    _refuse_unusable(place, gguf="gguf_file" in options)
+
+
 def load_model(path: Path, checkpoint: Checkpoint) -> LoadedModel:
-    """Load the checkpoint at ``path``, a folder with ``config.json`` or a GGUF file.
+    """Load the checkpoint at ``path``, for which ``check_loadable`` has passed.
 
     Raises WeightguardError where transformers cannot make a causal language model of it.
     """
     place, options = _place(path, checkpoint)
-    _refuse_unusable(place, gguf="gguf_file" in options)
     model = _load(path, place, options)
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     return LoadedModel(model, model.config, _encoder(place, options, vocabulary), vocabulary)

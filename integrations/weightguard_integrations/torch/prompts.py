@@ -81,7 +81,7 @@ def make_prompts(
 
 def read_prompts(path: Path, source: _Source) -> list[Tokens]:
     """Return the prompts of a file; raises WeightguardError for what cannot be used."""
-    lines = [line for line in _read_text(path).splitlines() if line.strip()]
+    lines = [line for line in read_text(path).splitlines() if line.strip()]
     if not 1 <= len(lines) <= MAX_PROMPTS:
         raise WeightguardError(
             f"{path} holds {len(lines)} prompts; give 1 to {MAX_PROMPTS}, one a line."
@@ -89,7 +89,8 @@ def read_prompts(path: Path, source: _Source) -> list[Tokens]:
     return [source.given(line, f"{path}, prompt {n}") for n, line in enumerate(lines, 1)]
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return a prompt file's text; raises WeightguardError when it is none."""
     try:
         file = CheckpointFile(path.resolve(), path.name)
         try:
