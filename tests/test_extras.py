@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 MODULES = {
-    "torch": ("torch",),
+    "torch": ("torch", "transformers", "accelerate"),
     "onnx": ("onnx", "onnxruntime"),
     "sign": ("model_signing", "OpenSSL"),
     "serve": ("prometheus_client", "starlette", "uvicorn"),
@@ -35,5 +35,9 @@ def test_what_an_extra_names_is_importable(module: str) -> None:
     assert importlib.import_module(module).__name__ == module
 
 
-def test_torch_is_the_pinned_one() -> None:
-    assert version("torch").partition("+")[0] == "2.13.0"
+@pytest.mark.parametrize(
+    ("distribution", "pinned"),
+    [("torch", "2.13.0"), ("transformers", "5.23.0"), ("accelerate", "1.15.0")],
+)
+def test_what_runs_models_is_the_pinned_one(distribution: str, pinned: str) -> None:
+    assert version(distribution).partition("+")[0] == pinned

@@ -31,7 +31,8 @@ class Ablation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``tensor`` is the name in the manifest, ``indices`` full element indices. ``loss_change`` is
     in nats a token over the calibration text; ``spike`` the greatest |W[row, j] * x[j]| of the
-    weights. ``confirmed`` says that the change is beyond the threshold of ``Calibration``.
+    weights. ``confirmed`` says that the change, and for two weights what it exceeds the greater
+    change of either alone by, reaches the threshold of ``Calibration``.
     """
 
     tensor: str
@@ -52,13 +53,21 @@ class LayerBand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class MassiveActivation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A channel of the residual stream whose magnitude exceeds 100 and 1000 times the median.
 
-    Definition: arXiv 2402.17762. ``position`` counts real tokens from 0; there it lives in
-    every calibration prompt, during prefill only.
+    Definition: arXiv 2402.17762. ``position`` counts real tokens from 0: there it lives in the
+    calibration prompts, during prefill only. It is None where the position moves from prompt
+    to prompt; the bands are then of the value with the greatest magnitude in a prompt.
     """
 
     channel: Count
-    position: Count
+    position: Count | None
     bands: tuple[LayerBand, ...]
+
+
+class PromptCount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Held-out prompts, and how many of them raised an alarm."""
+
+    prompts: Count
+    alarms: Count
 
 
 class FalseAlarms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,20 +75,22 @@ class FalseAlarms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     prompts: Count
     alarms: Count
-    by_kind: dict[str, tuple[Count, Count]]
+    by_kind: dict[str, PromptCount]
 
 
 class Canary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Fixed tokens whose final logits are recorded; the logits are in the sidecar.
 
     ``entropy`` is that of the last position's distribution, in nats. On an equal stack logits
-    are equal bit for bit; on another, ``tolerance`` bounds the greatest |difference|, from
-    measured differences between thread counts and dtypes.
+    are equal bit for bit. ``differences`` are the greatest |difference| of a logit that was
+    measured when the same weights ran in another way; ``tolerances`` bound it elsewhere, by the
+    dtype that the model runs in there. A dtype without an entry overflows with this model.
     """
 
     tokens: TokenIds
     entropy: float
-    tolerance: float
+    differences: dict[str, float]
+    tolerances: dict[str, float]
 
 
 class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -93,9 +104,11 @@ class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that running the model taught.
 
-    ``baseline_loss`` is in nats a token; ``confirmation_threshold`` the loss change from which
-    an ablation counts. ``activation_bounds[l]`` bounds the magnitude of every channel after
-    layer l that is no massive activation there. ``prompts`` identifies the calibration text.
+    ``prompts`` identifies the calibration tokens. ``baseline_loss`` is in nats a token;
+    ``confirmation_threshold`` the loss change from which an ablation counts.
+    ``uncalibrated`` names output projections of the checkpoint whose weights were not zeroed,
+    stacked experts among them. ``activation_bounds[l]`` bounds the magnitude of every channel
+    after layer l that is no massive activation there.
     """
 
     stack: Stack
@@ -103,6 +116,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     baseline_loss: float
     confirmation_threshold: float
     ablations: tuple[Ablation, ...]
+    uncalibrated: tuple[str, ...]
     massive_activations: tuple[MassiveActivation, ...]
     activation_bounds: tuple[float, ...]
     false_alarms: FalseAlarms

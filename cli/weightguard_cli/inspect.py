@@ -60,10 +60,13 @@ def _inspection(document: ManifestDocument, tensors: dict[str, TensorRecord]) ->
         "tensors_total": len(document.tensors),
         "tensors": tensors,
         "files": document.files,
+        "super_weights": document.salience.super_weights,
+        "calibration": document.calibration,
     }
 
 
 def _lines(document: ManifestDocument, tensors: dict[str, TensorRecord]) -> Iterator[str]:
+    from weightguard_cli.calibration_text import calibration_lines
     from weightguard_cli.escape import escape_name
     from weightguard_cli.table import table_lines
     from weightguard_cli.units import byte_size, counted
@@ -77,6 +80,9 @@ def _lines(document: ManifestDocument, tensors: dict[str, TensorRecord]) -> Iter
     yield from table_lines([_HEADINGS, *(_row(name, record) for name, record in tensors.items())])
     if len(tensors) < len(document.tensors):
         yield f"{len(tensors)} of {total} shown"
+    if document.calibration is not None:
+        yield ""
+        yield from calibration_lines(document)
 
 
 _HEADINGS = ("dtype", "shape", "min", "max", "rms", "zero", "nan", "inf", "digest", "name")
