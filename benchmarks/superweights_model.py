@@ -152,7 +152,7 @@ def ternary(bench: Bench) -> list[tuple[str, float]]:
 def search(bench: Bench) -> list[tuple[str, float, float, bool]]:
     """Return (weights, spike, loss change, confirmed) of every ablation, greatest first."""
     sequences = bench.prompts.loss
-    steps = Steps(None, 1)
+    steps = Steps(1, None)
     found = Search(
         bench.model, bench.projections, sequences, mean_loss(bench.model, sequences), steps
     ).run()
