@@ -88,7 +88,7 @@ def _refuse_unusable(place: Path, *, gguf: bool) -> None:
     from transformers import CONFIG_MAPPING
 
     kind = document.get("model_type")
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise WeightguardError(
             f"transformers does not know the architecture {kind!r} of {config}"
             f"{' (code that comes with a model is never run)' if 'auto_map' in document else ''}. "
