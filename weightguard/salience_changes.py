@@ -58,11 +58,11 @@ class SalienceComparison:
         changes = []
         for weight in self._salience.super_weights:
             tensor = self._tensors.get(weight.tensor)
-            element = None if tensor is None else _element(tensor, weight.index)
-            if tensor is not None and element is not None:
-                bits = exact_bits(tensor, element)
-                if bits != int(weight.bits, 16):
-                    changes.append(SuperWeightChange(tensor, weight, bits))
+            if tensor is None:
+                continue
+            bits = _bits(tensor, weight.index)
+            if bits is not None and bits != int(weight.bits, 16):
+                changes.append(SuperWeightChange(tensor, weight, bits))
         return changes
 
     def _take(self, tensor: TensorView, extremes: Extremes) -> None:
@@ -98,16 +98,12 @@ def _by_tensor(
     return by_tensor
 
 
-def _element(tensor: TensorView, index: tuple[int, ...]) -> int | None:
-    """Return the number of an element in C order; None where there is none, or it has no bits."""
-    if len(index) != len(tensor.shape) or tensor.dtype.block_scalars != tensor.dtype.block_elements:
+def _bits(tensor: TensorView, index: tuple[int, ...]) -> int | None:
+    """Return the scalar bits at an index of the manifest; None where it leads nowhere."""
+    try:
+        return exact_bits(tensor, tensor.element(index))
+    except ValueError:
         return None
-    element = 0
-    for position, size in zip(index, tensor.shape, strict=True):
-        if position >= size:
-            return None
-        element = element * size + position
-    return element
 
 
 def decoded(tensor: TensorView, bits: int) -> float:

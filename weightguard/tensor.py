@@ -41,6 +41,11 @@ class DType:
         return self.block_elements >= 32 and self.scalar == "F32"
 
     @property
+    def has_scalar_elements(self) -> bool:
+        """Whether each element is one scalar, with bits of its own or a dequantised value."""
+        return self.block_scalars == self.block_elements and not self.is_opaque
+
+    @property
     def is_opaque(self) -> bool:
         """Whether the values are unknown to us, so that statistics are taken on raw bytes."""
         return self.block_elements >= 32 and self.scalar == "U8"
@@ -201,6 +206,20 @@ class TensorView:
             element, position = divmod(element, size)
             index.append(position)
         return tuple(reversed(index))
+
+    def element(self, index: tuple[int, ...]) -> int:
+        """Return the number, in C order, of the element at a full index.
+
+        Raises ValueError for an index that no element has.
+        """
+        if len(index) != len(self.shape):
+            raise ValueError(f"{index} is no index into shape {self.shape}")
+        element = 0
+        for position, size in zip(index, self.shape, strict=True):
+            if not 0 <= position < size:
+                raise ValueError(f"{index} is outside of shape {self.shape}")
+            element = element * size + position
+        return element
 
     def read(self, start: int = 0, stop: int | None = None) -> bytearray:
         """Return a copy of canonical bytes ``start:stop``; meant for small ranges."""

@@ -134,7 +134,7 @@ def _channel(change: ChannelChange) -> Finding:
 
 
 def _neighbour_levels(tensor: TensorView, index: tuple[int, ...]) -> int:
-    element = int(np.ravel_multi_index(index, tensor.shape))
+    element = tensor.element(index)
     start = element - element % SCALE_BLOCK
     others = [n for n in range(start, start + SCALE_BLOCK) if n != element]
     return len(np.unique(gather(tensor, others)))

@@ -110,11 +110,13 @@ def _read_pieces(
 
 
 def exact_bits(tensor: TensorView, element: int) -> int:
-    """Return the exact scalar bits of one element, dequantised for GGML blocks.
+    """Return the exact scalar bits of one element; GGML blocks give dequantised binary32.
 
-    For dtypes with one scalar an element.
+    Raises ValueError for dtypes whose elements are no scalars.
     """
     dtype = tensor.dtype
+    if not dtype.has_scalar_elements:
+        raise ValueError(f"an element of {dtype.name} is no scalar with bits of its own")
     block, inside = divmod(element, dtype.block_elements)
     start = block * dtype.block_bytes
     data = np.frombuffer(tensor.read(start, start + dtype.block_bytes), np.uint8)

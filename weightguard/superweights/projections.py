@@ -126,7 +126,7 @@ def is_matrix(tensor: TensorView) -> bool:
         len(shape) in (2, 3)
         and min(shape) > 1
         and tensor.layout.row_elements == shape[-1]
-        and dtype.block_scalars == dtype.block_elements
+        and dtype.has_scalar_elements
         and FORMATS[dtype.scalar].is_float
     )
 

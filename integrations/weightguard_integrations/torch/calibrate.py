@@ -13,9 +13,10 @@ from weightguard import Manifest, open_checkpoint
 from weightguard.calibration import Ablation, Calibration, FalseAlarms
 from weightguard.checkpoint import Checkpoint
 from weightguard.errors import WeightguardError
-from weightguard.manifest import ManifestDocument
+from weightguard.manifest import ManifestDocument, exact_value
 from weightguard.progress import Progress
 from weightguard.salient import SuperWeight, significant
+from weightguard.scan.values import exact_bits
 from weightguard_integrations.torch.ablation import (
     CONFIRMATION_THRESHOLD,
     FIRST_NOMINEES,
@@ -43,7 +44,6 @@ from weightguard_integrations.torch.projections import (
     uncalibrated,
 )
 from weightguard_integrations.torch.prompts import Prompts, make_prompts, read_text
-from weightguard_integrations.torch.scalars import exact_scalar
 from weightguard_integrations.torch.spikes import Place
 from weightguard_integrations.torch.stack import deterministic, require_torch, stack_of
 from weightguard_integrations.torch.steps import Steps
@@ -220,7 +220,7 @@ def _fresh(checkpoint: Checkpoint, projection: Projection, place: Place) -> Supe
     """Return the record of a weight that the manifest did not name yet."""
     index = projection.index(place.row, place.column)
     tensor = next(t for t in checkpoint.tensors if projection.tensor in (t.name, *t.aliases))
-    exact = exact_scalar(tensor, index)
+    exact = exact_value(tensor.dtype.scalar, exact_bits(tensor, tensor.element(index)))
     live = float(projection.weight[place.row, place.column])
     if abs(live - exact.value) > 1e-6 * abs(exact.value):
         raise WeightguardError(
