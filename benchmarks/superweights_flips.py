@@ -106,7 +106,7 @@ def run_flip(bench: Bench, dtype: str, aim: str, name: str, element: int, bit: i
 def facts(weight: torch.Tensor, element: int) -> dict[str, object]:
     row = weight[element // weight.shape[1]]
     return {
-        "digest": blake3.blake3(weight.numpy().data).digest(),
+        "digest": blake3.blake3(weight.numpy().view(np.uint8).data).digest(),
         "extrema": (bits_of(weight.min()), bits_of(weight.max())),
         "row_absmax": bits_of(row.abs().max()),
     }

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
+
+# read when torch is imported: spinning threads crawl where anything else runs beside the tests
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 CLAIMS = pytest.StashKey[list[str]]()
 

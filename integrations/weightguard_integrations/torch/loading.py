@@ -123,6 +123,8 @@ def _load(path: Path, place: Path, options: dict[str, Any]) -> Any:
             trust_remote_code=False,
             # a configuration may name a kernel to be fetched; eager attention is plain torch
             attn_implementation="eager",
+            # both to be refused below, in words of ours
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     except _LOADER_ERRORS as error:

@@ -141,7 +141,8 @@ def _same_range(weight: torch.Tensor, record: TensorRecord) -> bool:
     if low is None or high is None:
         return False
     recorded = (float(np.float32(low.value)), float(np.float32(high.value)))
-    return (float(weight.min()), float(weight.max())) == recorded
+    live = weight.detach()
+    return (float(live.min()), float(live.max())) == recorded
 
 
 def _spellings(name: str, prefix: str) -> tuple[str, ...]:

@@ -40,6 +40,8 @@ def require_torch() -> None:
             "pip install 'weightguard-integrity[torch]'"
         )
     os.environ.update(_OFFLINE)
+    # OpenMP threads that spin at barriers run 15 times slower where another process wants a core
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from transformers.utils import logging
 
     logging.set_verbosity_error()

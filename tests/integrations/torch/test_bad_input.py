@@ -109,7 +109,7 @@ def test_a_config_of_a_larger_model(model: Path, refusal: Callable[..., str]) ->
 
 def test_a_config_of_other_shapes(model: Path, refusal: Callable[..., str]) -> None:
     edit_config(model, intermediate_size=48)
-    assert "config.json" in refusal() or "cannot load" in refusal()
+    assert "config.json" in refusal()
 
 
 def test_a_file_of_weights_alone(model: Path, refusal: Callable[..., str]) -> None:
@@ -164,8 +164,7 @@ def test_what_is_loaded_must_be_what_was_verified(model: Path, refusal: Callable
         other.model.layers[0].mlp.up_proj.weight[0, 0] += 1
     tiny_models.saved(other, model.parent / "other")
     shutil.copy(model.parent / "other" / "model.safetensors", model)
-    line = refusal()
-    assert "another file was loaded" in line or "WG1" in line
+    assert "another file was loaded" in refusal()
 
 
 @pytest.mark.parametrize(
@@ -219,3 +218,11 @@ def test_a_missing_extra_is_named(model: Path, tmp_path: Path) -> None:
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "needs transformers: pip install 'weightguard-integrity[torch]'" in line
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    program = (
+        "import sys, weightguard_integrations.torch, weightguard_cli.calibrate\n"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'accelerate')))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
