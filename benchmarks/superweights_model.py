@@ -38,10 +38,7 @@ class Bench:
         self.projections = find_projections(self.model, self.manifest.document)
         self.prompts: Prompts = make_prompts(loaded.encode, loaded.vocabulary, None, 512)
         self.blocks = find_blocks(self.model, loaded.config)
-        self.weights = {
-            name: p.detach() for name, p in self.model.named_parameters() if p.ndim == 2
-        }
-        for weight in self.weights.values():
+        for weight in self.live_weights().values():
             weight.copy_(weight.bfloat16().float())
         self.texts: Sequence[Tokens] = [t for t in self.prompts.activations if len(t) > 1]
         self.short: Sequence[Tokens] = self.prompts.loss
@@ -52,6 +49,12 @@ class Bench:
         self.canary = final_logits(self.model, self.prompts.canary)
         self.tolerance = canary.record.tolerances["float32"]
         self.short_loss = mean_loss(self.model, self.short)
+        # only now: recording a canary casts the model there and back, into new memory
+        self.weights = self.live_weights()
+
+    def live_weights(self) -> dict[str, torch.Tensor]:
+        """Return the matrices that the model computes with, by parameter name."""
+        return {name: p.detach() for name, p in self.model.named_parameters() if p.ndim == 2}
 
     def perplexity(self, sequences: Sequence[Tokens] | None = None) -> float:
         return capped(mean_loss(self.model, self.texts if sequences is None else sequences))
