@@ -9,7 +9,7 @@ CONSTRAINTS := constraints-dev.txt
 PIP := $(PY) -m pip --disable-pip-version-check install -qq --constraint $(CONSTRAINTS)
 
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
-DEV_TOOLS := ruff mypy import-linter pytest hypothesis safetensors jsonschema
+DEV_TOOLS := ruff mypy import-linter pytest hypothesis safetensors jsonschema matplotlib
 EXTRAS := torch,onnx,sign,serve,distributed
 BUILT_FROM := pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(wildcard weightguard/scan/native/*)
 PYTEST_ARGS :=

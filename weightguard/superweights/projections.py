@@ -93,6 +93,7 @@ _FAMILIES = (
             _HUGGING_FACE_NORMS),
     _Family("fc2.weight", ("fc1.weight",), norms=_HUGGING_FACE_NORMS),
     _Family("fc_out.weight", ("fc_in.weight",), norms=_HUGGING_FACE_NORMS),
+    _Family("ff_out.weight"),
     _Family("w2.weight", ("w3.weight",), ("w1.weight",), (), _HUGGING_FACE_NORMS),
     _Family("ffn_down.weight", ("ffn_up.weight",), ("ffn_gate.weight",), (), ("ffn_norm.weight",)),
     _Family("ffn_down_exps.weight", ("ffn_up_exps.weight",), ("ffn_gate_exps.weight",), (),
@@ -131,21 +132,30 @@ def is_matrix(tensor: TensorView) -> bool:
     )
 
 
-def _projection(tensor: TensorView, by_name: Mapping[str, TensorView]) -> Projection | None:
-    match = _LAYER.fullmatch(tensor.name) if len(tensor.name) <= MAX_NAME_CHARS else None
-    if match is None or not is_matrix(tensor) or _ATTENTION.search(match[3]):
+def names_projection(name: str) -> bool:
+    """Return whether a tensor of this name is an MLP output projection, whatever its shape."""
+    return _family(name) is not None
+
+
+def _family(name: str) -> tuple[re.Match[str], _Family] | None:
+    match = _LAYER.fullmatch(name) if len(name) <= MAX_NAME_CHARS else None
+    if match is None or _ATTENTION.search(match[3]):
         return None
-    layer_prefix, layer, inner = match[1], int(match[2]), match[3]
     for family in _FAMILIES:
-        if inner != family.output and not inner.endswith("." + family.output):
-            continue
-        prefix = layer_prefix + inner.removesuffix(family.output)
-        transposed = family.transposed and _is_transposed(tensor, prefix, family, by_name)
-        return _with_producers(
-            Projection(tensor, layer, transposed, None, None, None),
-            family, prefix, layer_prefix, by_name,
-        )  # fmt: skip
+        if match[3] == family.output or match[3].endswith("." + family.output):
+            return match, family
     return None
+
+
+def _projection(tensor: TensorView, by_name: Mapping[str, TensorView]) -> Projection | None:
+    found = _family(tensor.name)
+    if found is None or not is_matrix(tensor):
+        return None
+    match, family = found
+    prefix = match[1] + match[3].removesuffix(family.output)
+    transposed = family.transposed and _is_transposed(tensor, prefix, family, by_name)
+    bare = Projection(tensor, int(match[2]), transposed, None, None, None)
+    return _with_producers(bare, family, prefix, match[1], by_name)
 
 
 def _is_transposed(

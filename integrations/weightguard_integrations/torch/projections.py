@@ -13,16 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weightguard.manifest import ManifestDocument, TensorRecord
+from weightguard.superweights.projections import names_projection
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-_MODULE = re.compile(r"(?:.*\.)?(?:down_proj|mlp\.c_proj|dense_4h_to_h|fc2|mlp\.fc_out|w2|ff_out)")
-_TENSOR = re.compile(
-    r"(?:.*\.)?(?:down_proj|mlp\.c_proj|dense_4h_to_h|fc2|mlp\.fc_out|w2|ff_out"
-    r"|ffn_down|ffn_down_exps|ffn_down_shexp)(?:\.weight)?"
-)
 _BLOCK = re.compile(r"(?:.*\.)?\w+\.(\d{1,6})\..+")
 
 
@@ -75,7 +71,7 @@ def uncalibrated(document: ManifestDocument, found: tuple[Projection, ...]) -> t
     names = [
         name
         for name, record in sorted(document.tensors.items())
-        if len(record.shape) in (2, 3) and _TENSOR.fullmatch(name) and name not in known
+        if len(record.shape) in (2, 3) and names_projection(name) and name not in known
     ]
     return tuple(names)
 
@@ -111,7 +107,7 @@ def _projection(
     import torch
 
     weight, block = getattr(module, "weight", None), _BLOCK.fullmatch(name)
-    if not (_MODULE.fullmatch(name) and block and isinstance(weight, torch.Tensor)):
+    if not (names_projection(f"{name}.weight") and block and isinstance(weight, torch.Tensor)):
         return None
     if weight.ndim != 2:
         return None

@@ -12,9 +12,10 @@ import torch
 
 from tests.integrations.torch import tiny_models
 from tests.integrations.torch.tiny_models import COLUMNS, ROW, STRENGTH
-from weightguard import Manifest, fingerprint, verify
+from weightguard import Manifest, fingerprint, open_checkpoint, verify
 from weightguard.manifest import encode
 from weightguard.salient import Salience, Score, SuperWeight
+from weightguard.scan.values import exact_bits
 from weightguard.schema import json_schema
 from weightguard_integrations.torch import calibrate
 from weightguard_integrations.torch.calibrate import earlier_super_weights
@@ -119,7 +120,9 @@ def test_earlier_super_weights_are_kept_and_tried(llama: Path) -> None:
     scores = {"column_ratio": Score(9.0, 1)}
     index = (ROW, COLUMNS[0])
     planted = SuperWeight(LLAMA_TENSOR, index, "0x453c", 3008.0, "nominated", scores, 2.0)
-    harmless = SuperWeight(LLAMA_TENSOR, (0, 0), "0x0", 0.0, "published", {}, source="a paper")
+    with open_checkpoint(llama) as checkpoint:
+        bits = exact_bits(next(t for t in checkpoint.tensors if t.name == LLAMA_TENSOR), 0)
+    harmless = SuperWeight(LLAMA_TENSOR, (0, 0), hex(bits), 0.0, "published", {}, source="a paper")
     with fingerprint(llama) as manifest:
         document = msgspec.structs.replace(
             manifest.document, salience=Salience(super_weights=(harmless, planted))
