@@ -1,9 +1,11 @@
-"""PyTorch: run a checkpoint's model and write what a sound one does into its manifest.
+"""PyTorch: run a checkpoint's model, and hold a live one to what a sound one does.
 
-``calibrate(path, manifest)`` is the door. Importing this package imports neither torch nor
-transformers; calling it does.
+``calibrate(path, manifest)`` adds to a manifest what running the model teaches;
+``compare_canary(model, manifest)`` runs the canary of a live model beside it. Importing this
+package imports neither torch nor transformers; calling it does.
 """
 
 from weightguard_integrations.torch.calibrate import calibrate
+from weightguard_integrations.torch.canary import CanaryComparison, compare_canary
 
-__all__ = ["calibrate"]
+__all__ = ["CanaryComparison", "calibrate", "compare_canary"]

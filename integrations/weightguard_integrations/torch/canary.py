@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from weightguard import Manifest, WeightguardError
 from weightguard.calibration import Canary
 from weightguard.salient import significant
 from weightguard_integrations.torch.blocks import Tokens, logits_of
+from weightguard_integrations.torch.stack import stack_of
 
 if TYPE_CHECKING:
     import torch
@@ -115,3 +118,52 @@ def _on_threads(model: nn.Module, tokens: Tokens, threads: int) -> torch.Tensor:
         return final_logits(model, tokens)
     finally:
         torch.set_num_threads(before)
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryComparison:
+    """A live model's canary beside the recorded one.
+
+    ``difference`` is the greatest |difference| of a logit, infinite where one is not finite;
+    ``tolerance`` what it may be: 0 on the recorded stack, where equal weights give equal bits.
+    """
+
+    same_stack: bool
+    difference: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the model does what it did when it was calibrated."""
+        return self.difference <= self.tolerance
+
+
+def compare_canary(model: nn.Module, manifest: Manifest) -> CanaryComparison:
+    """Run the canary of a calibrated manifest: bit for bit on its stack, by tolerance elsewhere.
+
+    Raises ManifestError for a manifest without calibration, and WeightguardError for a model of
+    another vocabulary or a dtype that no tolerance was measured for.
+    """
+    import torch
+
+    recorded = torch.from_numpy(manifest.canary_logits())
+    calibration = manifest.document.calibration
+    assert calibration is not None, "a manifest without calibration has no logits"
+    stack = stack_of(model)
+    tokens = torch.tensor([list(calibration.canary.tokens)], device=next(model.parameters()).device)
+    with torch.no_grad():
+        logits = model(input_ids=tokens, use_cache=False).logits[0, -1].float().cpu()
+    if logits.shape != recorded.shape:
+        raise WeightguardError(
+            f"the model gives {len(logits)} logits, the manifest holds {len(recorded)}: "
+            "it is the manifest of another model."
+        )
+    same = stack == calibration.stack
+    tolerance = 0.0 if same else calibration.canary.tolerances.get(stack.dtype)
+    if tolerance is None:
+        raise WeightguardError(
+            f"no tolerance was measured for a model in {stack.dtype}. "
+            f"Run it in one of {', '.join(sorted(calibration.canary.tolerances))}."
+        )
+    difference = float((logits - recorded).abs().max())
+    return CanaryComparison(same, math.inf if math.isnan(difference) else difference, tolerance)
