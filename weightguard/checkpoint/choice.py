@@ -44,7 +44,7 @@ def names_in(folder: Path) -> tuple[str, ...]:
                     raise malformed("WG116", words, file=".")
     except OSError as error:
         raise malformed(
-            "WG102",
+            "WG122",
             f"the folder {shown(str(folder))} cannot be listed: {error.strerror}",
             file=".",
             remedy="Check the folder's permissions.",

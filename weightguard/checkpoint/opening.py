@@ -11,7 +11,7 @@ from weightguard.checkpoint.choice import extra_shards, index_of, names_in, weig
 from weightguard.checkpoint.container import Checkpoint, ParsedFile, StoredChecksum
 from weightguard.checkpoint.files import CheckpointFile, Folder
 from weightguard.checkpoint.hugging_face import blob_checksum, blobs_of, read_config
-from weightguard.checkpoint.names import hostile_names, shown
+from weightguard.checkpoint.names import hostile_file_names, hostile_names, shown
 from weightguard.checkpoint.recognise import Format, recognise, unrecognised
 from weightguard.checkpoint.shard_index import check_index, read_index
 from weightguard.checkpoint.union import unite
@@ -53,7 +53,7 @@ def _is_folder(path: Path) -> bool:
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "no file can be there"
         raise malformed(
-            "WG102",
+            "WG122",
             f"{shown(str(path))} cannot be opened: {reason}",
             file=path.name,
             remedy="Check the path.",
@@ -77,6 +77,7 @@ class _Opening:
         tensors, repetitions = unite(self._tensors, self._listed)
         self._findings += repetitions
         self._findings += hostile_names(tensors)
+        self._findings += hostile_file_names(file.name for file in self._folder.opened)
         for file in self._folder.opened:
             self._checksums += blob_checksum(self._folder, file)
         return Checkpoint(
@@ -194,7 +195,7 @@ class _Opening:
         if not formats:
             raise malformed(
                 "WG109",
-                f"none of the {len(missing)} shards of {shown(index.name)} is in its folder",
+                f"no shard of {shown(index.name)} is in its folder; it names {len(missing)}",
                 file=index.name,
                 remedy="Fetch the shards into the folder of their index.",
             )

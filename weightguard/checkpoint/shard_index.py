@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightguard.checkpoint.files import CheckpointFile
-from weightguard.checkpoint.names import shown
+from weightguard.checkpoint.names import counted, shown
 from weightguard.checkpoint.strict_json import read_json_object
 from weightguard.errors import malformed
 from weightguard.finding import Finding, finding
@@ -132,8 +132,8 @@ def check_index(
         count = counts[shard]
         yield finding(
             "WG109",
-            f"the shard {shown(shard)} is missing, and the {count} tensors that the index says "
-            "it holds",
+            f"the shard {shown(shard)} is missing, and with it {counted(count, 'tensor')} that the "
+            "index lists",
             file=shard,
             remedy="Fetch the missing shard.",
             evidence={"tensors": count},

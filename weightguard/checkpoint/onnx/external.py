@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from weightguard.checkpoint.files import CheckpointFile, Folder
-from weightguard.checkpoint.names import shown
+from weightguard.checkpoint.names import counted, shown
 from weightguard.errors import CheckpointError, malformed
 from weightguard.finding import Finding, finding
 
@@ -52,8 +52,9 @@ class ExternalFiles:
 
         ``entries`` are its external_data pairs, ``place`` the offset of its TensorProto. Raises
         CheckpointError: WG110 for a location or link out of the folder, and for any link where
-        the folder is no cache snapshot; WG102 where the file is missing or ends early; WG103,
-        WG106 and WG107 for a location, offset or length that is missing, malformed or wrong.
+        the folder is no cache snapshot; WG122 where the file is missing, WG102 where it ends
+        early; WG103, WG106 and WG107 for a location, offset or length that is missing, malformed
+        or wrong.
         """
         name = self._location(entries.get("location", ""), tensor, place)
         offset = self._number(entries, "offset", 0, tensor, place)
@@ -79,7 +80,7 @@ class ExternalFiles:
     def _location(self, location: str, tensor: str, place: int) -> str:
         if not location:
             raise self._error("WG103", tensor, place, "external data without a location")
-        if len(location) > MAX_LOCATION_CHARS or not location.isprintable():
+        if len(location) > MAX_LOCATION_CHARS:
             what = f"the external location {shown(location)}, which is no file name"
             raise self._error("WG115", tensor, place, what)
         return str(PurePosixPath(self._model.name).parent / location)
@@ -91,7 +92,7 @@ class ExternalFiles:
         if text is None:
             return default
         if not _DECIMAL.fullmatch(text):
-            what = f"the external {key} {shown(text)}, which is no decimal number"
+            what = f"the external {key} {shown(text)}, which is {_flaw(text)}"
             raise self._error("WG106", tensor, place, what)
         return int(text)
 
@@ -132,6 +133,15 @@ class ExternalFiles:
         return malformed(code, message, file=self._model.name, offset=place, tensor=tensor)
 
 
+def _flaw(text: str) -> str:
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdecimal()):
+        return "no decimal number"
+    if digits != text:
+        return "negative"
+    return "written with leading zeros" if text.startswith("0") else "too large"
+
+
 def overlaps(extents: Iterable[Extent]) -> list[Finding]:
     """Return one WG105 finding for each file in which tensors share some of their bytes."""
     by_file: defaultdict[str, list[Extent]] = defaultdict(list)
@@ -162,7 +172,8 @@ def _overlap(clashes: list[tuple[Extent, Extent]]) -> Finding:
     first, second = clashes[0]
     message = (
         f"tensor {shown(second.name)} starts at byte {second.start} of {shown(first.file.name)}, "
-        f"inside {shown(first.name)}, which ends at {first.end}; {len(clashes)} such overlaps"
+        f"inside {shown(first.name)}, which ends at {first.end}; "
+        f"{counted(len(clashes), 'such overlap')}"
     )
     return finding(
         "WG105",

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from weightguard.checkpoint.names import counted
 from weightguard.checkpoint.torch_zip.builders import (
     ALLOWED,
     BUILDERS,
@@ -102,7 +103,8 @@ class _Machine:
         if self._stack or self._marks:
             raise self._error("WG103", "the pickle leaves values on its stack")
         if self._place != len(self._data):
-            raise self._error("WG103", f"{len(self._data) - self._place} bytes follow the pickle")
+            left = counted(len(self._data) - self._place, "byte")
+            raise self._error("WG103", f"the pickle ends {left} before its record does")
         return value
 
     def _error(self, code: str, message: str) -> CheckpointError:
