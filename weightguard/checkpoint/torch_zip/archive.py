@@ -13,22 +13,34 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from weightguard.checkpoint.container import ParsedFile, StoredChecksum
 from weightguard.checkpoint.files import CheckpointFile
-from weightguard.checkpoint.torch_zip.pickle_machine import MAX_PICKLE_BYTES, read_pickle
+from weightguard.checkpoint.names import shown
+from weightguard.checkpoint.torch_zip.named_globals import named_globals
+from weightguard.checkpoint.torch_zip.pickle_machine import (
+    MAX_GLOBALS_KEPT,
+    MAX_PICKLE_BYTES,
+    listed,
+    read_pickle,
+)
 from weightguard.checkpoint.torch_zip.views import Place, tensors_of
 from weightguard.checkpoint.torch_zip.zip_directory import Record, ZipDirectory
 from weightguard.errors import malformed
 from weightguard.finding import Finding, finding
 
 MAX_SMALL_RECORD_BYTES = 4096
+MAX_SKIMMED_BYTES = 16 << 20
+"""Bytes of a file in the old format that are searched for what its pickle asks for."""
 
 _PICKLE = "data.pkl"
 _DATA = "data/"
 _SMALL = ("byteorder", "version", ".format_version", ".storage_alignment", ".data/serialization_id")
 _SCRIPT = ("constants.pkl", "code/")
 _TAR_MAGIC_AT = 257
+# magic number, protocol version, system, the object, storage keys; then come raw numbers
+_LEGACY_PICKLES = 5
 _ZIP_START = b"PK"
 _SAVE_AGAIN = "Save the weights again with torch.save(model.state_dict(), path), or as safetensors."
 
@@ -75,6 +87,7 @@ def parse_torch(file: CheckpointFile) -> ParsedFile:
 def _refuse_legacy(file: CheckpointFile) -> None:
     head = file.read(0, min(file.size, 512), limit=512)
     if head.startswith(b"\x80"):
+        _refuse_named_globals(file)
         raise malformed(
             "WG114",
             f"{file.name} is a pickle, PyTorch's format before 1.6",
@@ -90,6 +103,16 @@ def _refuse_legacy(file: CheckpointFile) -> None:
         )
     if not head.startswith(_ZIP_START) and file.size < 22:
         raise malformed("WG101", f"{file.name} is no zip archive", file=file.name, offset=0)
+
+
+def _refuse_named_globals(file: CheckpointFile) -> None:
+    """Refuse an old pickle that asks for more than tensors as what it is, not for its age."""
+    data = file.read(0, min(file.size, MAX_SKIMMED_BYTES), limit=MAX_SKIMMED_BYTES)
+    named = dict(islice(named_globals(data, _LEGACY_PICKLES), MAX_GLOBALS_KEPT))
+    if named:
+        words = f"{shown(file.name)} is a pickle that asks for {listed(named)}"
+        offset = min(named.values())
+        raise malformed("WG112", f"{words}; nothing of it was run", file=file.name, offset=offset)
 
 
 def _refuse_script(names: Sequence[str], file: CheckpointFile) -> None:
