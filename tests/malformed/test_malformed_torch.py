@@ -144,6 +144,15 @@ def from_type(function: str, kind: str) -> Callable[[], bytes]:
     return holding(table(w=built))
 
 
+def quantised(*parameters: bytes, scheme: str = "torch.per_tensor_affine") -> Callable[[], bytes]:
+    quantiser = tuple_of(name(scheme), *parameters)
+    view = (storage(count=16, kind="torch.QInt8Storage"), number(0), numbers(4), numbers(1))
+    hooks = call("collections.OrderedDict")
+    built = call("torch._utils._rebuild_qtensor", *view, quantiser, b"\x89", hooks)
+    return holding(table(w=built))
+
+
+FLOAT = b"G" + struct.pack(">d", 0.5)
 WEIGHTS = table(w=tensor())
 
 CASES = [
@@ -290,6 +299,13 @@ CASES = [
     Case("shape-of-float", shape_of(tuple_of(b"G" + bytes(8)), numbers(1)), "WG103"),
     Case("shape-of-65-sizes", shape_of(numbers(*[1] * 65), numbers(*[1] * 65)), "WG103"),
     Case("unknown-metadata", view(0, (4,), (1,), table(evil=b"\x88")), "WG119", fatal=False),
+    Case("scale-of-text", quantised(text("0.1"), number(0)), "WG103"),
+    Case("zero-point-of-2^64", quantised(FLOAT, number(1 << 64)), "WG103"),
+    Case("scale-tensor-alone", quantised(tensor(), number(0)), "WG103"),
+    Case("channels-without-axis", quantised(tensor(), tensor()), "WG103"),
+    Case("axis-negative", quantised(tensor(), tensor(), number(-1)), "WG103"),
+    Case("number-with-axis", quantised(FLOAT, number(0), number(0)), "WG103"),
+    Case("scheme-is-a-dtype", quantised(FLOAT, number(0), scheme="torch.float32"), "WG103"),
     # tensors against their storages
     Case("more-strides-than-sizes", view(0, (4,), (1, 1)), "WG103"),
     Case("storage-of-other-size", holding(table(w=tensor(storage(count=5)))), "WG107"),

@@ -155,6 +155,12 @@ def check_index(
         yield from _check_total(index, shards)
 
 
+def count_absent(index: ShardIndex, shards: Mapping[str, Sequence[TensorView]]) -> int:
+    """Return how many tensors the index lists that no shard holds, missing shards included."""
+    holders = _holders(shards)
+    return sum(name not in holders for name in index.weight_map)
+
+
 def _holders(shards: Mapping[str, Sequence[TensorView]]) -> dict[str, list[str]]:
     holders: dict[str, list[str]] = {}
     for shard, tensors in shards.items():

@@ -11,7 +11,7 @@ Source: torch.save of PyTorch 2.13 and the records it writes.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -60,7 +60,9 @@ def parse_torch(file: CheckpointFile) -> ParsedFile:
 
     Containers give dotted names ('state_dict.layer.weight', list positions as numbers); a
     tensor saved by itself is called 'tensor'. Views that are not contiguous have offset None
-    and are gathered when read. Every record has its CRC-32 among the checksums.
+    and are gathered when read. Every record has its CRC-32 among the checksums. What the integers
+    of a quantised tensor are scaled by are tensors too: 'NAME.scale' and 'NAME.zero_point', and
+    'NAME.axis' where these are not single numbers.
 
     Raises CheckpointError when the file cannot be read: WG102 and WG117 for the zip, WG112 when
     the pickle names anything but tensors and containers, WG113 when a record that has to be
@@ -80,7 +82,8 @@ def parse_torch(file: CheckpointFile) -> ParsedFile:
     return ParsedFile(
         tensors=located.tensors,
         findings=(*located.findings, *strangers),
-        checksums=tuple(_checksum(record, file) for record in records),
+        checksums=tuple(_checksums(records, archive.storages, located.holders, file)),
+        unread=located.unread,
     )
 
 
@@ -220,7 +223,19 @@ def _strangers(records: Sequence[Record], file: CheckpointFile) -> list[Finding]
     ]
 
 
-def _checksum(record: Record, file: CheckpointFile) -> StoredChecksum:
+def _checksums(
+    records: Sequence[Record],
+    storages: Mapping[str, Record],
+    holders: Mapping[str, Sequence[str]],
+    file: CheckpointFile,
+) -> Iterator[StoredChecksum]:
+    """Yield the CRC-32 of each record, with the tensors that lie in it."""
+    keys = {record.name: key for key, record in storages.items()}
+    for record in records:
+        yield _checksum(record, file, holders.get(keys.get(record.name, ""), ()))
+
+
+def _checksum(record: Record, file: CheckpointFile, tensors: Sequence[str]) -> StoredChecksum:
     return StoredChecksum(
         file=file,
         offset=record.offset,
@@ -229,4 +244,5 @@ def _checksum(record: Record, file: CheckpointFile) -> StoredChecksum:
         expected=f"{record.crc32:08x}",
         rule="WG113",
         record=record.name,
+        tensors=tensors,
     )
