@@ -348,3 +348,15 @@ def test_a_wrong_external_offset_is_described(tmp_path: Path, offset: str, words
     (tmp_path / "model.onnx").write_bytes(model(external(offset=offset)))
     with pytest.raises(CheckpointError, match=words):
         open_checkpoint(tmp_path / "model.onnx")
+
+
+def test_a_missing_data_file_names_its_tensor(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(model(external("layer.weight")))
+    with pytest.raises(CheckpointError, match=r"layer\.weight") as caught:
+        open_checkpoint(tmp_path / "model.onnx")
+    found = caught.value.finding
+    assert (found.rule, found.location.tensor, found.location.file) == (
+        "WG122",
+        "layer.weight",
+        "w.bin",
+    )

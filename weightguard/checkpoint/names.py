@@ -71,6 +71,16 @@ def hostile_file_names(files: Iterable[str]) -> Iterator[Finding]:
         )
 
 
+def require_unicode_file_names(files: Iterable[str]) -> None:
+    """Raise CheckpointError (WG115) for a file name that no JSON document can hold."""
+    for name in files:
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError as error:
+            words = f"the file name {shown(name)} is not Unicode text, so no manifest can hold it"
+            raise malformed("WG115", words, file=name, remedy="Rename the file.") from error
+
+
 def _require_unicode(name: str, tensor: TensorView) -> None:
     if name.isascii():
         return

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from msgspec.structs import replace
+
 from weightguard.checkpoint.files import CheckpointFile, Folder
 from weightguard.checkpoint.names import counted, shown
 from weightguard.errors import CheckpointError, malformed
@@ -103,7 +105,7 @@ class ExternalFiles:
         if len(self._opened) == MAX_EXTERNAL_FILES:
             what = f"external data in more than {MAX_EXTERNAL_FILES} files"
             raise self._error("WG116", tensor, place, what)
-        real = self._folder.resolve(name)
+        real = self._resolve(name, tensor)
         if real == self._model.path.resolve():
             raise self._error("WG105", tensor, place, "external data in the model file itself")
         if self._folder.blobs is None:
@@ -111,6 +113,15 @@ class ExternalFiles:
         file = self._folder.open(name)
         self._opened[name] = file
         return file
+
+    def _resolve(self, name: str, tensor: str) -> Path:
+        try:
+            return self._folder.resolve(name)
+        except CheckpointError as error:
+            found = error.finding
+            message = f"{found.message}; the data of tensor {shown(tensor)} should be there"
+            place = replace(found.location, tensor=tensor)
+            raise CheckpointError(replace(found, message=message, location=place)) from error
 
     def _refuse_links(self, name: str, real: Path, tensor: str) -> None:
         if real != self._folder.root.resolve() / name:
