@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from weightguard.catalogue import Severity
 from weightguard.checkpoint import Checkpoint, open_checkpoint
+from weightguard.checkpoint.names import require_unicode_file_names
 from weightguard.checksums import file_digests as digest_files
 from weightguard.checksums import verify_checksums
 from weightguard.errors import CheckpointError
@@ -50,6 +51,8 @@ def fingerprint(
     """
     with open_checkpoint(path) as checkpoint:
         _refuse_damaged(checkpoint)
+        if file_digests:
+            require_unicode_file_names(file.name for file in checkpoint.files)
         whole_files = sum(file.size for file in checkpoint.files) if file_digests else 0
         stored = sum(c.nbytes for c in checkpoint.checksums if file_digests or not c.whole_file)
         meter = Meter(checkpoint.nbytes + whole_files + stored, progress)

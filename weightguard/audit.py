@@ -16,7 +16,7 @@ from weightguard.checksums import file_digests as digest_files
 from weightguard.checksums import verify_checksums
 from weightguard.compare import Names, Observed, TensorComparison, match_names
 from weightguard.errors import CheckpointError
-from weightguard.finding import Coverage, Finding, Report, ordered
+from weightguard.finding import Coverage, FilesBeside, Finding, Report, ordered
 from weightguard.manifest import Manifest
 from weightguard.progress import Meter, Progress
 from weightguard.rules.configuration import check_config
@@ -116,6 +116,7 @@ def _report(
 ) -> Report:
     """Return the report; ``checked`` names the tensors read before the audit had to stop."""
     tensors = checkpoint.tensors if checkpoint else ()
+    unread = checkpoint.unread if checkpoint else 0
     complete = checkpoint is not None and checked is None
     read = tensors if complete else tuple(t for t in tensors if t.name in (checked or ()))
     return Report(
@@ -125,10 +126,12 @@ def _report(
         findings=ordered(findings),
         coverage=Coverage(
             tensors_checked=len(read),
-            tensors_total=len(tensors),
+            tensors_total=len(tensors) + unread,
             bytes_checked=sum(tensor.nbytes for tensor in read),
             bytes_total=sum(tensor.nbytes for tensor in tensors),
+            tensors_unread=unread,
         ),
+        not_read=checkpoint.beside if checkpoint else FilesBeside(),
     )
 
 

@@ -212,9 +212,17 @@ _RULES = (
         "WG121",
         "extra-file",
         _WARNING,
-        "The folder holds a weight file that the shard index does not list.",
+        "The folder holds a weight file that is no part of its checkpoint.",
         "Some loaders read every weight file they find, others only the listed ones.",
         "Remove the file, or list it in the index.",
+    ),
+    Rule(
+        "WG122",
+        "missing-file",
+        _ERROR,
+        "A file of the checkpoint is missing or cannot be opened.",
+        "A loader fails without it, or goes on without the weights it holds.",
+        "Fetch the missing file, or check the path and its permissions.",
     ),
     Rule(
         "WG201",

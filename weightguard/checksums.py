@@ -10,12 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from weightguard.checkpoint import Checkpoint
 from weightguard.checkpoint.container import StoredChecksum
 from weightguard.checkpoint.files import CheckpointFile
-from weightguard.finding import Finding, finding
+from weightguard.checkpoint.names import counted, shown
+from weightguard.finding import Evidence, Finding, finding
 from weightguard.manifest import FileRecord
 from weightguard.progress import Meter
 from weightguard.scan.stream import default_threads
 
 READ_BYTES = 1 << 20
+
+MAX_LISTED = 8
+"""Tensors that a finding's evidence names, each cut to ``MAX_LISTED_CHARS``."""
+
+MAX_LISTED_CHARS = 200
 
 
 def verify_checksums(
@@ -52,12 +58,33 @@ def _verify(stored: StoredChecksum, meter: Meter) -> Finding | None:
         return None
     return finding(
         stored.rule,
-        f"{stored.record[:100]!r}: the bytes have {stored.algorithm} {actual}, "
-        f"but {stored.expected} is stored with them",
+        f"the record {shown(stored.record)}{_whose(stored)}, has {stored.algorithm} {actual}, "
+        f"but {stored.expected} is stored with it",
         file=stored.file.name,
         offset=stored.offset,
-        evidence={"record": stored.record, "expected": stored.expected, "actual": actual},
+        tensor=next(iter(stored.tensors), None),
+        evidence={
+            "record": stored.record,
+            "expected": stored.expected,
+            "actual": actual,
+            **_tensors(stored),
+        },
     )
+
+
+def _tensors(stored: StoredChecksum) -> Evidence:
+    """Return which tensors the damaged bytes belong to, as far as is known."""
+    if not stored.tensors:
+        return {}
+    names = [name[:MAX_LISTED_CHARS] for name in stored.tensors[:MAX_LISTED]]
+    return {"count": len(stored.tensors), "tensors": names}
+
+
+def _whose(stored: StoredChecksum) -> str:
+    if not stored.tensors:
+        return ""
+    first, more = shown(stored.tensors[0]), len(stored.tensors) - 1
+    return f", the data of {first}" + (f" and {counted(more, 'more tensor')}" if more else "")
 
 
 def _compute(stored: StoredChecksum, meter: Meter) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from weightguard.catalogue import RULES, Severity
 from weightguard.finding import Finding, Report, finding
 
 
@@ -25,7 +26,9 @@ class IntegrityError(WeightguardError):
     """Raised only where a policy says raise; carries the whole report."""
 
     def __init__(self, report: Report):
-        super().__init__(f"{len(report.findings)} findings in {report.checkpoint}")
+        count = len(report.findings)
+        noun = "finding" if count == 1 else "findings"
+        super().__init__(f"{count} {noun} in {report.checkpoint}")
         self.report = report
 
 
@@ -38,7 +41,19 @@ def malformed(
     tensor: str | None = None,
     remedy: str | None = None,
 ) -> CheckpointError:
-    """Return the error for a checkpoint that cannot be read, to be raised by a parser."""
+    """Return the error for a checkpoint that cannot be read, to be raised by a parser.
+
+    What ends the reading is an error at least, whatever the rule is elsewhere.
+    """
+    severity = max(RULES[code].severity, Severity.ERROR)
     return CheckpointError(
-        finding(code, message, file=file, offset=offset, tensor=tensor, remedy=remedy)
+        finding(
+            code,
+            message,
+            severity=severity,
+            file=file,
+            offset=offset,
+            tensor=tensor,
+            remedy=remedy,
+        )
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -72,12 +72,40 @@ def finding(  # noqa: PLR0913 - a place is a handful of keywords
 
 
 class Coverage(msgspec.Struct, frozen=True):
-    """How much of the checkpoint's tensor data was read and checked."""
+    """How much of the checkpoint's tensor data was read and checked.
+
+    ``tensors_unread`` of the total are known by name only: they lie in missing shards or are of
+    a kind that weightguard does not read. How many bytes they have is unknown; ``bytes_total``
+    is without them.
+    """
 
     tensors_checked: int
     tensors_total: int
     bytes_checked: int
     bytes_total: int
+    tensors_unread: int = 0
+
+
+BesideKind: TypeAlias = Literal["variant", "copy", "other", "pickle", "training", "folder"]
+
+
+class FileBeside(msgspec.Struct, frozen=True):
+    """A file beside a checkpoint that is no part of it, and so was not read.
+
+    ``kind`` says why: ``variant`` is the same model in another precision, ``copy`` its weights once
+    more for other loaders, ``other`` a weight file of another format, ``training`` a trainer's
+    state, ``pickle`` another file that loaders unpickle, ``folder`` a folder with weight files.
+    """
+
+    name: str
+    kind: BesideKind
+
+
+class FilesBeside(msgspec.Struct, frozen=True):
+    """The files beside a checkpoint that were not read: how many, and the first hundred."""
+
+    count: int = 0
+    files: tuple[FileBeside, ...] = ()
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -85,7 +113,8 @@ class Report(msgspec.Struct, frozen=True):
 
     ``salience`` is what stands out in the weights, where that was asked for. ``complete`` is
     False when the checkpoint could not be read to its end; the findings then say why, and the
-    absence of others means nothing.
+    absence of others means nothing. ``not_read`` are files beside the checkpoint that are no part
+    of it; nothing is known about them.
     """
 
     checkpoint: str
@@ -94,6 +123,7 @@ class Report(msgspec.Struct, frozen=True):
     findings: tuple[Finding, ...]
     coverage: Coverage
     salience: Salience | None = None
+    not_read: FilesBeside = FilesBeside()
     schema: str = "weightguard-report-v1"
 
     def at_least(self, severity: Severity) -> tuple[Finding, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightguard_cli.options import CHECKPOINT, MANIFEST, format_option, threads_option
+from weightguard_cli.options import CHECKPOINT, MANIFEST, NamedPath, format_option, threads_option
 
 if TYPE_CHECKING:
     from weightguard.manifest import ManifestDocument
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--prompts",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     help="Calibrate on these prompts: UTF-8, a text or a JSON array of token ids a line.",
 )

@@ -35,7 +35,7 @@ def evidence_lines(evidence: Evidence) -> Iterator[str]:
 
 def _is_place(key: str, value: object) -> bool:
     """Return whether the finding's location says it all: the one block or row, or none."""
-    return key in ("blocks", "rows") and isinstance(value, list) and len(value) < 2
+    return key in ("blocks", "rows", "tensors") and isinstance(value, list) and len(value) < 2
 
 
 def _total(evidence: Evidence, elements: list[Any]) -> int:

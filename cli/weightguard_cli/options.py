@@ -24,8 +24,23 @@ def parse_codes(
     return codes
 
 
-CHECKPOINT = click.Path(path_type=Path)
-MANIFEST = click.Path(path_type=Path)
+class NamedPath(click.Path):
+    """A path that names something: an empty one, of an unset variable, would be the folder."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> Any:
+        """See click.ParamType."""
+        if value == "":
+            self.fail("the path is empty.", parameter, context)
+        return super().convert(value, parameter, context)
+
+
+CHECKPOINT = NamedPath()
+MANIFEST = NamedPath()
 
 
 def threads_option(command: Command) -> Command:
@@ -54,7 +69,7 @@ def report_options(command: Command) -> Command:
     command = click.option(
         "-o",
         "--output",
-        type=click.Path(path_type=Path),
+        type=NamedPath(),
         metavar="FILE",
         help="Write the report to FILE, all of it or nothing.",
     )(command)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from weightguard.catalogue import RULES
-from weightguard.finding import Finding, Location, Report
+from weightguard.finding import Coverage, Finding, Location, Report
+from weightguard_cli.beside_text import beside_lines
 from weightguard_cli.escape import escape_name, escape_text, guard_lines
 from weightguard_cli.evidence import evidence_lines
 from weightguard_cli.salience_text import salience_lines
@@ -88,11 +89,18 @@ def _tail(report: Report, scope: Scope, style: Style) -> Iterator[str]:
     if read.tensors_total or report.complete:
         yield (
             f"Checked {read.tensors_checked:,} of {counted(read.tensors_total, 'tensor')}, "
-            f"{byte_size(read.bytes_checked)} of {byte_size(read.bytes_total)}."
+            f"{byte_size(read.bytes_checked)} of {byte_size(read.bytes_total)}{_unknown(read)}."
         )
     rest = "whatever comes after the point where reading had to stop"
-    unchecked = scope.unchecked if report.complete else (rest, *scope.unchecked)
+    stopped = () if report.complete else (rest,)
+    unchecked = [*stopped, *scope.unchecked, *beside_lines(report.not_read)]
     if unchecked:
         yield "Not checked:"
     for subject in unchecked:
         yield from style.wrap(subject, "    ", "  - ")
+
+
+def _unknown(read: Coverage) -> str:
+    """Return what is not known of the size of tensors that could not be read."""
+    unread = read.tensors_unread
+    return f"; {counted(unread, 'tensor')} more of unknown size" if unread else ""

@@ -13,7 +13,7 @@ def byte_size(nbytes: float) -> str:
     size = float(nbytes)
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+            return counted(round(size), "byte") if unit == "bytes" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:,.1f} PB"
 

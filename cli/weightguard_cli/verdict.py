@@ -33,6 +33,10 @@ class Scope:
     unchecked: tuple[str, ...] = ()
 
 
+_NOT_READ = frozenset({"WG108", "WG116", "WG119"})
+"""Rules that leave a tensor out though nothing shows that it is damaged."""
+
+
 def verdict(report: Report, scope: Scope) -> Verdict:
     """Return what a report amounts to."""
     if not report.complete:
@@ -41,15 +45,25 @@ def verdict(report: Report, scope: Scope) -> Verdict:
         tail = f"; {how_far}" if read.tensors_total else ""
         return Verdict("UNREADABLE", f"{_count(report)}{tail}", "critical")
     if report.at_least(Severity.ERROR):
-        equality_only = all(f.rule.startswith("WG4") for f in report.at_least(Severity.ERROR))
+        graver = [f for f in report.at_least(Severity.ERROR) if f.rule not in _NOT_READ]
+        if not graver:
+            return Verdict("UNSUPPORTED", _unread(report) or _count(report), "bad")
+        equality_only = all(f.rule.startswith("WG4") for f in graver)
         return Verdict("DIFFERENT" if equality_only else "DAMAGED", _count(report), "bad")
     if report.at_least(Severity.WARNING):
         return Verdict("SUSPECT", _count(report), "warning")
     tail = f", {_count(report)}" if report.findings else ""
     if scope.against_manifest:
-        total = counted(report.coverage.tensors_total, "tensor")
-        return Verdict("EQUAL", f"all {total} are those of the manifest{tail}", "good")
+        compared = counted(report.coverage.tensors_checked, "tensor")
+        which = " that can be read" if report.coverage.tensors_unread else ""
+        return Verdict("EQUAL", f"all {compared}{which} are those of the manifest{tail}", "good")
     return Verdict("SOUND", f"nothing above info{tail}" if tail else "no findings", "good")
+
+
+def _unread(report: Report) -> str:
+    left_out = report.coverage.tensors_unread
+    total = counted(report.coverage.tensors_total, "tensor")
+    return f"{left_out:,} of {total} could not be read" if left_out else ""
 
 
 def _count(report: Report) -> str:

@@ -53,6 +53,12 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
     [
         ["nonsense"],
         ["audit"],
+        ["audit", ""],
+        ["audit", "x", "--manifest", ""],
+        ["audit", "x", "-o", ""],
+        ["verify", "", "m"],
+        ["manifest", "", "-o", "m"],
+        ["inspect", ""],
         ["audit", "x", "--fail-on", "loud"],
         ["audit", "x", "--threads", "0"],
         ["audit", "x", "--select", "WG1,,WG2"],

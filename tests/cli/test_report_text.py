@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import re
 
+import msgspec
 import pytest
 
 from weightguard.catalogue import Severity
-from weightguard.finding import Coverage, Finding, Report, finding, ordered
+from weightguard.finding import (
+    Coverage,
+    FileBeside,
+    FilesBeside,
+    Finding,
+    Report,
+    finding,
+    ordered,
+)
 from weightguard_cli.style import Style
 from weightguard_cli.text import MAX_SHOWN, report_text
 from weightguard_cli.verdict import Scope, verdict
@@ -68,6 +77,7 @@ def changed_element() -> Finding:
         ),
         ((changed_element(),), VERIFY, "DIFFERENT: 1 critical finding in 1 of 272 tensors"),
         ((finding("WG121", "extra"),), AUDIT, "SUSPECT: 1 warning finding"),
+        ((finding("WG119", "sparse"),), AUDIT, "UNSUPPORTED: 1 error finding"),
         (
             (finding("WG408", "untied", tensor="a"),),
             AUDIT,
@@ -190,3 +200,43 @@ def test_colours_only_when_asked() -> None:
 def test_markup_of_the_terminal_library_is_not_interpreted() -> None:
     text = report_text(report(finding("WG403", "m", tensor="[bold red]t[/]")), VERIFY, Style())
     assert "[bold red]t[/]" in text
+
+
+@pytest.mark.parametrize(
+    ("rules", "scope", "expected"),
+    [
+        (["WG119"], AUDIT, "UNSUPPORTED: 2 of 5 tensors could not be read"),
+        (["WG119", "WG108"], VERIFY, "UNSUPPORTED: 2 of 5 tensors could not be read"),
+        (["WG119", "WG113"], AUDIT, "DAMAGED: 1 critical and 1 error findings"),
+        (["WG119", "WG401"], VERIFY, "DIFFERENT: 1 critical and 1 error findings"),
+        ([], VERIFY, "EQUAL: all 3 tensors that can be read are those of the manifest"),
+    ],
+)
+def test_what_cannot_be_read_is_not_called_damaged(
+    rules: list[str], scope: Scope, expected: str
+) -> None:
+    findings = ordered(finding(rule, "m") for rule in rules)
+    partly = Report("m", "torch", True, findings, Coverage(3, 5, 1, 1, tensors_unread=2))
+    text = report_text(partly, scope, Style())
+    assert text.splitlines()[0] == expected
+    assert "Checked 3 of 5 tensors, 1 byte of 1 byte; 2 tensors more of unknown size." in text
+
+
+def test_files_beside_the_checkpoint_are_named_by_kind() -> None:
+    names = [f"{n}.bin" for n in range(7)]
+    files = (
+        FileBeside("optimizer.pt", "training"),
+        FileBeside("original", "folder"),
+        *(FileBeside(name, "pickle") for name in names),
+        FileBeside(HOSTILE, "variant"),
+    )
+    sound = msgspec.structs.replace(report(), not_read=FilesBeside(1000, files))
+    lines = report_text(sound, AUDIT, Style()).splitlines()
+    start = lines.index("Not checked:") + 1
+    assert lines[start].startswith(
+        "  - 0.bin, 1.bin, 2.bin, 3.bin, 4.bin and 2 more: which loaders"
+    )
+    assert lines[start + 1].startswith("  - \\x1b[31m")
+    assert lines[start + 2].startswith("  - original/: with weight files")
+    assert lines[start + 3].startswith("  - optimizer.pt: a trainer's state")
+    assert lines[start + 4 :] == ["  - 990 more files beside the checkpoint"]

@@ -113,3 +113,13 @@ def test_absmax_of_the_most_negative_integer_is_positive(tmp_path: Path) -> None
     assert (statistics.absmax.value, statistics.absmax.bits) == (128, "0x80")
     assert statistics.min is not None
     assert statistics.min.value == -128
+
+
+def test_a_file_name_that_json_cannot_hold_gets_no_file_digest(tmp_path: Path) -> None:
+    path = write_safetensors(tmp_path / "\udcff.safetensors", {"w": random_tensor("F32", (4, 64))})
+    with fingerprint(tmp_path) as manifest:
+        assert manifest.document.files == {}
+    for place in (tmp_path, path):
+        with pytest.raises(CheckpointError) as caught:
+            fingerprint(place, file_digests=True)
+        assert caught.value.finding.rule == "WG115"

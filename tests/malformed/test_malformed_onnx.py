@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
+from weightguard.checkpoint import open_checkpoint
 from weightguard.checkpoint.files import Folder
 from weightguard.checkpoint.onnx import parse_onnx
 from weightguard.checkpoint.onnx.protobuf import encoded
@@ -227,7 +228,7 @@ CASES = [
         sparse(tensor(), tensor("i", int64_data=[0, 1, 2, 3], **INDICES), [-9]),
         "WG107",
     ),
-    Case("external-missing", model(external()), "WG102"),
+    Case("external-missing", model(external()), "WG122"),
     Case("external-cut", model(external()), "WG102", prepare=weights(15)),
     Case("external-without-location", model(external(location=None)), "WG103"),
     Case("external-empty-location", model(external(location="")), "WG103"),
@@ -235,8 +236,8 @@ CASES = [
     Case("external-hidden-parent", model(external(location="a/../../w.bin")), "WG110"),
     Case("external-absolute", model(external(location="/etc/passwd")), "WG110"),
     Case("external-backslash", model(external(location="..\\w.bin")), "WG110"),
-    Case("external-control-characters", model(external(location="w\x1b[31m.bin")), "WG115"),
-    Case("external-newline", model(external(location="w\n::error::x")), "WG115"),
+    Case("external-control-characters", model(external(location="w\x1b[31m.bin")), "WG122"),
+    Case("external-newline", model(external(location="w\n::error::x")), "WG122"),
     Case("external-long-location", model(external(location="w" * 5000)), "WG115"),
     Case(
         "external-folder",
@@ -258,6 +259,8 @@ CASES = [
     Case("external-negative-offset", model(external(offset="-4")), "WG106", prepare=weights()),
     Case("external-hexadecimal-offset", model(external(offset="0x0")), "WG106", prepare=weights()),
     Case("external-spaced-offset", model(external(offset=" 0")), "WG106", prepare=weights()),
+    Case("external-offset-of-2^64", model(external(offset=str(2**64))), "WG106", prepare=weights()),
+    Case("external-leading-zeros", model(external(offset="00")), "WG106", prepare=weights()),
     Case("external-foreign-digits", model(external(offset="\u0660")), "WG106", prepare=weights()),
     Case("external-huge-offset", model(external(offset="9" * 400)), "WG106", prepare=weights()),
     Case("external-offset-past-end", model(external(offset="17")), "WG106", prepare=weights()),
@@ -319,7 +322,7 @@ def test_each_violation_is_one_finding(tmp_path: Path, case: Case) -> None:
     assert time.perf_counter() - started < 60
     assert found.rule == case.rule
     assert found.location.file
-    assert found.location.offset is not None or case.rule in ("WG102", "WG110", "WG111")
+    assert found.location.offset is not None or case.rule in ("WG102", "WG110", "WG111", "WG122")
     assert found.remedy
     assert found.message.isprintable()
     assert len(found.message) < 500
@@ -327,3 +330,33 @@ def test_each_violation_is_one_finding(tmp_path: Path, case: Case) -> None:
 
 def test_case_names_are_unique() -> None:
     assert len({case.id for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize(
+    ("offset", "words"),
+    [
+        ("-4", "negative"),
+        (str(2**64), "too large"),
+        ("-" + "9" * 30, "negative"),
+        ("00", "leading zeros"),
+        ("-", "no decimal number"),
+        ("\u0660", "no decimal number"),
+    ],
+)
+def test_a_wrong_external_offset_is_described(tmp_path: Path, offset: str, words: str) -> None:
+    weights()(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(model(external(offset=offset)))
+    with pytest.raises(CheckpointError, match=words):
+        open_checkpoint(tmp_path / "model.onnx")
+
+
+def test_a_missing_data_file_names_its_tensor(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(model(external("layer.weight")))
+    with pytest.raises(CheckpointError, match=r"layer\.weight") as caught:
+        open_checkpoint(tmp_path / "model.onnx")
+    found = caught.value.finding
+    assert (found.rule, found.location.tensor, found.location.file) == (
+        "WG122",
+        "layer.weight",
+        "w.bin",
+    )

@@ -144,6 +144,15 @@ def from_type(function: str, kind: str) -> Callable[[], bytes]:
     return holding(table(w=built))
 
 
+def quantised(*parameters: bytes, scheme: str = "torch.per_tensor_affine") -> Callable[[], bytes]:
+    quantiser = tuple_of(name(scheme), *parameters)
+    view = (storage(count=16, kind="torch.QInt8Storage"), number(0), numbers(4), numbers(1))
+    hooks = call("collections.OrderedDict")
+    built = call("torch._utils._rebuild_qtensor", *view, quantiser, b"\x89", hooks)
+    return holding(table(w=built))
+
+
+FLOAT = b"G" + struct.pack(">d", 0.5)
 WEIGHTS = table(w=tensor())
 
 CASES = [
@@ -246,6 +255,7 @@ CASES = [
     Case("pickle-empty-stack", raw(PROTO + b"\x85" + STOP), "WG103"),
     Case("pickle-memo-never-stored", raw(PROTO + b"h\x07" + STOP), "WG103"),
     Case("pickle-endless-name", raw(PROTO + b"c" + b"x" * 5000 + STOP), "WG103"),
+    Case("pickle-long-name", raw(PROTO + b"c" + b"x" * 5000 + b"\nsystem\n" + STOP), "WG112"),
     Case("pickle-append-to-dict", raw(PROTO + b"}Na" + STOP), "WG112"),
     Case("pickle-item-of-list", raw(PROTO + b"]NNs" + STOP), "WG112"),
     Case("pickle-odd-items", raw(PROTO + b"}(Nu" + STOP), "WG103"),
@@ -265,6 +275,9 @@ CASES = [
     Case("obj", raw(PROTO + b"(" + name("os.system") + text("id") + b"o" + STOP), "WG112"),
     Case("newobj", raw(PROTO + name("os.system") + b")\x81" + STOP), "WG112"),
     Case("newobj-of-allowed", raw(PROTO + name("torch.Size") + b")\x81" + STOP), "WG112"),
+    Case("protocol-0", raw(b"(S'id'\nios\nsystem\n."), "WG112"),
+    Case("protocol-0-stray", raw(b"I1\n0cos\nsystem\n(S'id'\ntR."), "WG112"),
+    Case("legacy-system", lambda: pickled(call("os.system", text("id"))), "WG112"),
     Case("extension", raw(PROTO + b"\x82\x01" + STOP), "WG112"),
     Case("call-of-a-dtype", holding(call("torch.float32")), "WG112"),
     Case("call-of-text", raw(PROTO + text("os.system") + b")R" + STOP), "WG112"),
@@ -286,6 +299,13 @@ CASES = [
     Case("shape-of-float", shape_of(tuple_of(b"G" + bytes(8)), numbers(1)), "WG103"),
     Case("shape-of-65-sizes", shape_of(numbers(*[1] * 65), numbers(*[1] * 65)), "WG103"),
     Case("unknown-metadata", view(0, (4,), (1,), table(evil=b"\x88")), "WG119", fatal=False),
+    Case("scale-of-text", quantised(text("0.1"), number(0)), "WG103"),
+    Case("zero-point-of-2^64", quantised(FLOAT, number(1 << 64)), "WG103"),
+    Case("scale-tensor-alone", quantised(tensor(), number(0)), "WG103"),
+    Case("channels-without-axis", quantised(tensor(), tensor()), "WG103"),
+    Case("axis-negative", quantised(tensor(), tensor(), number(-1)), "WG103"),
+    Case("number-with-axis", quantised(FLOAT, number(0), number(0)), "WG103"),
+    Case("scheme-is-a-dtype", quantised(FLOAT, number(0), scheme="torch.float32"), "WG103"),
     # tensors against their storages
     Case("more-strides-than-sizes", view(0, (4,), (1, 1)), "WG103"),
     Case("storage-of-other-size", holding(table(w=tensor(storage(count=5)))), "WG107"),
@@ -378,4 +398,62 @@ def test_refused_names_are_all_listed(tmp_path: Path) -> None:
     file = CheckpointFile(path, "model.pt")
     with pytest.raises(CheckpointError, match=r"'os\.system', 'nt\.system'"):
         parse_torch(file)
+    file.close()
+
+
+@pytest.mark.parametrize(
+    ("pickle", "named"),
+    [
+        (b"(S'id'\nios\nsystem\n.", "'os.system'"),
+        (b"I1\n0c__builtin__\neval\n(S'1'\ntR.", "'builtins.eval'"),
+        (PROTO + b"\xffcos\nsystem\n.", None),
+        (b"\x80\x04I1\n\x8c\x02os\x94\x8c\x06system\x94\x93.", "'os.system'"),
+        (b"\x80\x04I1\n0X\x02\0\0\0osq\x00X\x06\0\0\0systemq\x010h\x00h\x01\x93.", "'os.system'"),
+        (PROTO + b"c" + b"m" * (1 << 20) + b"\nsystem\n.", r"'m{40}\.\.\.m+\.system'"),
+        (PROTO + b"cos\n" + b"s" * (1 << 20) + b"\n.", r"'os\.s+\.\.\.s+'"),
+        (PROTO + tuple_of(call("torch.Size", text("x"))) + name("os.system") + STOP, "'os.system'"),
+    ],
+)
+def test_a_refused_pickle_says_what_it_asks_for(
+    tmp_path: Path, pickle: bytes, named: str | None
+) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(archive(pickle))
+    file = CheckpointFile(path, "model.pt")
+    with pytest.raises(CheckpointError, match=named or "opcode 0xff") as caught:
+        parse_torch(file)
+    assert caught.value.finding.rule == "WG112"
+    assert len(caught.value.finding.message) < 300
+    file.close()
+
+
+def test_what_a_refused_pickle_holds_is_read_in_bounded_time(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    file_bytes = archive(b"I1\n" + b"0" * (32 << 20) + b"cos\nsystem\n.")
+    path.write_bytes(file_bytes)
+    file = CheckpointFile(path, "model.pt")
+    started = time.perf_counter()
+    with pytest.raises(CheckpointError, match="opcode 0x49"):
+        parse_torch(file)
+    assert time.perf_counter() - started < 30
+    file.close()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_module_names_its_classes(tmp_path: Path, legacy: bool) -> None:
+    import torch
+
+    path = tmp_path / "model.bin"
+    torch.save(torch.nn.Linear(2, 2), path, _use_new_zipfile_serialization=not legacy)
+    file = CheckpointFile(path, "model.bin")
+    with pytest.raises(CheckpointError, match=r"'torch\.nn\.modules\.linear\.Linear'"):
+        parse_torch(file)
+    torch.save({"w": torch.zeros(4)}, path, _use_new_zipfile_serialization=not legacy)
+    file.close()
+    file = CheckpointFile(path, "model.bin")
+    if legacy:
+        with pytest.raises(CheckpointError, match=r"before 1\.6"):
+            parse_torch(file)
+    else:
+        assert parse_torch(file).findings == ()
     file.close()

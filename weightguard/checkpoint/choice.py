@@ -21,11 +21,11 @@ _SAFETENSORS_INDEX = ".safetensors.index.json"
 _TORCH_INDEX = (".bin.index.json", ".pt.index.json")
 _WHOLE = "model.safetensors"
 
-# what trainers write beside weights: torch files, but not the model
-_COMPANION = re.compile(
+COMPANION = re.compile(
     r"(training_args|optimizer|scheduler|scaler|random_states|rng_state|trainer_state)\b.*"
     r"|(optimizer|random_states|rng_state|zero_pp_rank)_.*"
 )
+"""Names of what trainers write beside weights."""
 _TORCH_MODEL = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 
 
@@ -44,7 +44,7 @@ def names_in(folder: Path) -> tuple[str, ...]:
                     raise malformed("WG116", words, file=".")
     except OSError as error:
         raise malformed(
-            "WG102",
+            "WG122",
             f"the folder {shown(str(folder))} cannot be listed: {error.strerror}",
             file=".",
             remedy="Check the folder's permissions.",
@@ -79,7 +79,7 @@ def weight_groups(names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
 def _may_be_weights(name: str, suffixes: tuple[str, ...]) -> bool:
     if not name.lower().endswith(suffixes):
         return False
-    return suffixes is not TORCH or _COMPANION.fullmatch(name) is None
+    return suffixes is not TORCH or COMPANION.fullmatch(name) is None
 
 
 def _without_strays(group: tuple[str, ...]) -> tuple[str, ...]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from weightguard.checkpoint.files import CheckpointFile, Folder
-from weightguard.finding import Finding
+from weightguard.finding import FilesBeside, Finding
 from weightguard.tensor import TensorView
 
 
@@ -19,7 +19,8 @@ class StoredChecksum:
 
     ``algorithm`` is ``crc32`` (zip records) or ``sha256`` (blobs named by their digest),
     ``expected`` lower-case hex. ``rule`` is the code to report on a mismatch. ``whole_file``
-    checksums are costly and compared only when file digests are asked for.
+    checksums are costly and compared only when file digests are asked for. ``tensors`` are the
+    names of those that lie in the range, where the container tells.
     """
 
     file: CheckpointFile
@@ -30,16 +31,18 @@ class StoredChecksum:
     rule: str
     record: str
     whole_file: bool = False
+    tensors: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedFile:
-    """What a format's parser returns for one file."""
+    """What a format's parser returns for one file; ``unread`` counts tensors it could not read."""
 
     tensors: tuple[TensorView, ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     checksums: tuple[StoredChecksum, ...] = ()
+    unread: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,9 @@ class Checkpoint:
 
     ``tensors`` are in reading order (file by file, by offset), names unique. ``findings`` are
     deviations of the container that did not keep it from being read. ``config`` is the parsed
-    ``config.json`` of a Hugging Face folder, or None.
+    ``config.json`` of a Hugging Face folder, or None. ``unread`` counts tensors that the checkpoint
+    names but that cannot be read: of kinds that are not supported, or in missing shards.
+    ``beside`` are files of its folder that belong to no part of it.
     """
 
     path: Path
@@ -59,6 +64,8 @@ class Checkpoint:
     checksums: tuple[StoredChecksum, ...] = ()
     config: Mapping[str, Any] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    unread: int = 0
+    beside: FilesBeside = field(default_factory=FilesBeside)
 
     @property
     def nbytes(self) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Self
 
-from weightguard.checkpoint.names import hostility, shown
+from weightguard.checkpoint.names import shown
 from weightguard.errors import CheckpointError, WeightguardError, malformed
 
 
@@ -145,19 +145,12 @@ class Folder:
     def resolve(self, name: str) -> Path:
         """Return the real path of ``name``, refusing every way out of the folder.
 
-        Raises CheckpointError, also for a name that could forge a line of output.
+        Raises CheckpointError. A name that could forge a line of output is no reason: a file the
+        user names may have one too, so that both ways end in the same finding.
         """
         pure = PurePosixPath(name)
         if not name or "\0" in name or "\\" in name or pure.is_absolute() or ".." in pure.parts:
             raise _escape(name, f"the name {shown(name)} leads out of the checkpoint's folder")
-        reason = hostility(name)
-        if reason:
-            raise malformed(
-                "WG115",
-                f"the file name {shown(name)} {reason}",
-                file=name,
-                remedy="Rename the file, and in the index that names it.",
-            )
         path = self.root / pure
         try:
             real = path.resolve(strict=True)
@@ -203,7 +196,7 @@ def _unopened(name: str, error: Exception, remedy: str) -> CheckpointError:
     reason = getattr(error, "strerror", None) or "its links go round in a circle"
     if isinstance(error, ValueError):
         reason = "no file can have this name"
-    return malformed("WG102", f"{shown(name)} cannot be opened: {reason}", file=name, remedy=remedy)
+    return malformed("WG122", f"{shown(name)} cannot be opened: {reason}", file=name, remedy=remedy)
 
 
 def _open_regular(path: Path, name: str) -> int:

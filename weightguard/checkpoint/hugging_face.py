@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from weightguard.finding import Finding
 CONFIG = "config.json"
 MAX_CONFIG_BYTES = 16 << 20
 """The largest published ones, with their label maps, have about one megabyte."""
+
+MAX_SNAPSHOTS = 1000
+"""Snapshots of a repository that are looked at, to name one of them."""
 
 _SHA256_NAME = re.compile(r"[0-9a-f]{64}")
 
@@ -34,6 +38,18 @@ def blobs_of(folder: Path) -> Path | None:
             blobs = repository / "blobs"
             return blobs if blobs.is_dir() and not blobs.is_symlink() else None
     return None
+
+
+def snapshots_of(folder: Path) -> list[Path]:
+    """Return the snapshots of the cached repository ``folder``, the newest first."""
+    held = folder if folder.name == "snapshots" else folder / "snapshots"
+    if not held.parent.resolve().name.startswith("models--"):
+        return []
+    try:
+        snapshots = [entry for entry in islice(held.iterdir(), MAX_SNAPSHOTS) if entry.is_dir()]
+        return sorted(snapshots, key=lambda s: (-s.stat().st_mtime, s.name))
+    except OSError:
+        return []
 
 
 def blob_checksum(folder: Folder, file: CheckpointFile) -> Iterator[StoredChecksum]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from weightguard.errors import malformed
 from weightguard.finding import Finding, finding
@@ -20,6 +21,11 @@ _SHOWN_CHARS = 100
 def shown(text: str) -> str:
     """Return a stranger's string as a message may hold it: quoted, escaped and cut."""
     return repr(text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "...")
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 tensor" or "2 tensors"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def hostility(name: str) -> str | None:
@@ -51,6 +57,28 @@ def hostile_names(tensors: Iterable[TensorView]) -> Iterator[Finding]:
                     offset=tensor.offset,
                     tensor=name,
                 )
+
+
+def hostile_file_names(files: Iterable[str]) -> Iterator[Finding]:
+    """Yield WG115 for each hostile file name, at most ``MAX_NAME_FINDINGS``."""
+    hostile = ((name, hostility(name)) for name in files)
+    for name, reason in islice(((n, r) for n, r in hostile if r), MAX_NAME_FINDINGS):
+        yield finding(
+            "WG115",
+            f"the file name {shown(name)} {reason}",
+            file=name,
+            remedy="Rename the file, also in the index or model that names it.",
+        )
+
+
+def require_unicode_file_names(files: Iterable[str]) -> None:
+    """Raise CheckpointError (WG115) for a file name that no JSON document can hold."""
+    for name in files:
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError as error:
+            words = f"the file name {shown(name)} is not Unicode text, so no manifest can hold it"
+            raise malformed("WG115", words, file=name, remedy="Rename the file.") from error
 
 
 def _require_unicode(name: str, tensor: TensorView) -> None:

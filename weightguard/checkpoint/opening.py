@@ -7,22 +7,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from weightguard.checkpoint.beside import files_beside, folders_of_weights
 from weightguard.checkpoint.choice import extra_shards, index_of, names_in, weight_groups
 from weightguard.checkpoint.container import Checkpoint, ParsedFile, StoredChecksum
 from weightguard.checkpoint.files import CheckpointFile, Folder
-from weightguard.checkpoint.hugging_face import blob_checksum, blobs_of, read_config
-from weightguard.checkpoint.names import hostile_names, shown
+from weightguard.checkpoint.hugging_face import blob_checksum, blobs_of, read_config, snapshots_of
+from weightguard.checkpoint.names import hostile_file_names, hostile_names, shown
 from weightguard.checkpoint.recognise import Format, recognise, unrecognised
-from weightguard.checkpoint.shard_index import check_index, read_index
+from weightguard.checkpoint.shard_index import check_index, count_absent, read_index
 from weightguard.checkpoint.union import unite
+from weightguard.checkpoint.variants import Selection, incomplete_sets, repeated, select
 from weightguard.errors import CheckpointError, malformed
-from weightguard.finding import Finding, finding
+from weightguard.finding import BesideKind, FilesBeside, Finding, finding
 from weightguard.tensor import TensorView
 
-PASSED_OVER = "weightguard.passed_over"
-"""Metadata key: weight files of the folder that belong to no chosen format, one a line."""
-
-MAX_PASSED_OVER = 100
+MAX_SUGGESTED = 8
+"""Folders that a remedy names."""
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -30,9 +30,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Formats are recognised by content, and only headers are read. Of a folder one checkpoint is
     opened: that of its index, else its safetensors, PyTorch, GGUF or ONNX files, in this order;
-    other weight files are named in the metadata. ``path`` itself may be a link to anywhere, what
-    lies beside it may not. Raises CheckpointError when the checkpoint cannot be read; lesser
-    contradictions become its findings.
+    other weight files and pickles are named as ``beside`` it. ``path`` itself may be a link to
+    anywhere, what lies beside it may not. Raises CheckpointError when the checkpoint cannot be
+    read; lesser contradictions become its findings.
     """
     path = Path(path)
     is_folder = _is_folder(path)
@@ -53,7 +53,7 @@ def _is_folder(path: Path) -> bool:
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "no file can be there"
         raise malformed(
-            "WG102",
+            "WG122",
             f"{shown(str(path))} cannot be opened: {reason}",
             file=path.name,
             remedy="Check the path.",
@@ -71,12 +71,16 @@ class _Opening:
         self._checksums: list[StoredChecksum] = []
         self._metadata: dict[str, str] = {}
         self._config: dict[str, Any] | None = None
+        self._unread = 0
+        self._beside = FilesBeside()
+        self._known: dict[str, BesideKind] = {}
 
     def checkpoint(self, path: Path, format_: Format) -> Checkpoint:
         """Return the checkpoint gathered so far."""
         tensors, repetitions = unite(self._tensors, self._listed)
         self._findings += repetitions
         self._findings += hostile_names(tensors)
+        self._findings += hostile_file_names(file.name for file in self._folder.opened)
         for file in self._folder.opened:
             self._checksums += blob_checksum(self._folder, file)
         return Checkpoint(
@@ -88,6 +92,8 @@ class _Opening:
             tuple(self._checksums),
             self._config,
             self._metadata,
+            self._unread,
+            self._beside,
         )
 
     def open_named(self, path: Path) -> Format:
@@ -111,15 +117,17 @@ class _Opening:
             return self._open_index(self._folder.open(index))
         self._read_config()
         format_ = self._open_weights(names)
-        self._note_passed_over(names)
+        self._note_beside(names)
         return format_
 
     def _open_weights(self, names: Sequence[str]) -> Format:
         """Open the first group of files whose content is a checkpoint."""
         strangers: list[CheckpointError] = []
         for group in weight_groups(names):
-            opened = self._recognised(group, strangers)
+            selection = select(group)
+            opened = self._recognised(selection.read, strangers)
             if opened:
+                self._account(selection)
                 return self._open_group(opened)
         if strangers:
             raise strangers[0]
@@ -127,8 +135,16 @@ class _Opening:
             "WG101",
             f"the folder {shown(str(self._folder.root))} holds no weight file",
             file=".",
-            remedy="Give the folder with the .safetensors, .gguf, .bin, .pt or .onnx files.",
+            remedy=_where_to_look(self._folder.root),
         )
+
+    def _account(self, selection: Selection) -> None:
+        self._known = selection.beside
+        whole = shown(selection.read[0])
+        for name in selection.strangers:
+            words = f"is no part of {whole}, which loaders take for the whole model"
+            self._findings.append(_extra(name, words))
+        self._findings += incomplete_sets(selection.read)
 
     def _recognised(
         self, group: Sequence[str], strangers: list[CheckpointError]
@@ -194,15 +210,20 @@ class _Opening:
         if not formats:
             raise malformed(
                 "WG109",
-                f"none of the {len(missing)} shards of {shown(index.name)} is in its folder",
+                f"no shard of {shown(index.name)} is in its folder; it names {len(missing)}",
                 file=index.name,
                 remedy="Fetch the shards into the folder of their index.",
             )
         self._listed.update(index.weight_map)
         self._findings += check_index(index, self._tensors, missing)
+        self._unread += count_absent(index, self._tensors)
         self._findings += _mixture(formats)
-        for name in extra_shards(names_in(self._folder.root), index.shards):
-            self._findings.append(_extra(name, f"is not listed in {shown(index.name)}"))
+        names = names_in(self._folder.root)
+        self._known = repeated(names, index.shards)
+        for name in extra_shards(names, index.shards):
+            if name not in self._known:
+                self._findings.append(_extra(name, f"is not listed in {shown(index.name)}"))
+        self._note_beside(names)
         return next(iter(formats.values()))
 
     def _open_shard(self, name: str) -> Format:
@@ -217,18 +238,17 @@ class _Opening:
         self._config, findings = read_config(self._folder)
         self._findings += findings
 
-    def _note_passed_over(self, names: Sequence[str]) -> None:
-        read = {file.name for file in self._folder.opened}
-        read.update(found.location.file or "" for found in self._findings)
-        over = [name for group in weight_groups(names) for name in group if name not in read]
-        if over:
-            self._metadata[PASSED_OVER] = "\n".join(shown(n) for n in over[:MAX_PASSED_OVER])
+    def _note_beside(self, names: Sequence[str]) -> None:
+        accounted = {file.name for file in self._folder.opened}
+        accounted.update(found.location.file or "" for found in self._findings)
+        self._beside = files_beside(self._folder.root, names, accounted, self._known)
 
     def _parse(self, file: CheckpointFile, format_: Format) -> ParsedFile:
         parsed = _parse_as(file, format_, self._folder)
         self._tensors[file.name] = parsed.tensors
         self._findings += parsed.findings
         self._checksums += parsed.checksums
+        self._unread += parsed.unread
         self._metadata |= parsed.metadata
         return parsed
 
@@ -266,6 +286,17 @@ def _mixture(formats: dict[str, Format]) -> Iterable[Finding]:
             file=odd,
             offset=0,
         )
+
+
+def _where_to_look(folder: Path) -> str:
+    snapshots = snapshots_of(folder)
+    if snapshots:
+        return f"Give a snapshot of this cache: {shown(str(snapshots[0]))}."
+    holding = folders_of_weights(folder)
+    if holding:
+        some = ", ".join(shown(name) for name in holding[:MAX_SUGGESTED])
+        return f"Give one of its folders that hold weights: {some}."
+    return "Give the folder with the .safetensors, .gguf, .bin, .pt or .onnx files."
 
 
 def _extra(name: str, words: str) -> Finding:

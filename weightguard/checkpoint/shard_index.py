@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightguard.checkpoint.files import CheckpointFile
-from weightguard.checkpoint.names import shown
+from weightguard.checkpoint.names import counted, shown
 from weightguard.checkpoint.strict_json import read_json_object
 from weightguard.errors import malformed
 from weightguard.finding import Finding, finding
@@ -132,8 +132,8 @@ def check_index(
         count = counts[shard]
         yield finding(
             "WG109",
-            f"the shard {shown(shard)} is missing, and the {count} tensors that the index says "
-            "it holds",
+            f"the shard {shown(shard)} is missing, and with it {counted(count, 'tensor')} that the "
+            "index lists",
             file=shard,
             remedy="Fetch the missing shard.",
             evidence={"tensors": count},
@@ -153,6 +153,12 @@ def check_index(
             yield _listed(index, names, words)
     if not (missing or lacking or unlisted):
         yield from _check_total(index, shards)
+
+
+def count_absent(index: ShardIndex, shards: Mapping[str, Sequence[TensorView]]) -> int:
+    """Return how many tensors the index lists that no shard holds, missing shards included."""
+    holders = _holders(shards)
+    return sum(name not in holders for name in index.weight_map)
 
 
 def _holders(shards: Mapping[str, Sequence[TensorView]]) -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from weightguard.checkpoint.names import shown
+from weightguard.checkpoint.names import counted, shown
 from weightguard.finding import Finding, finding
 from weightguard.tensor import TensorView
 
@@ -52,10 +52,10 @@ def _homes(files: Mapping[str, Iterable[TensorView]], listed: Mapping[str, str])
 
 def _repetition(file: str, repeated: list[tuple[str, TensorView]]) -> Finding:
     name, tensor = repeated[0]
-    count = "1 tensor" if len(repeated) == 1 else f"{len(repeated)} tensors"
+    count = counted(len(repeated), "tensor")
     return finding(
         "WG104",
-        f"{count} of {shown(file)}, {shown(name)} first, repeat names that are read from elsewhere",
+        f"{count} of {shown(file)} with a name that is read from elsewhere: {shown(name)} first",
         file=file,
         offset=tensor.offset,
         tensor=name,

@@ -10,7 +10,6 @@ import torch
 from tests.checkpoints import Tensors, safetensors_bytes, write_safetensors
 from weightguard.checkpoint import open_checkpoint
 from weightguard.checkpoint.choice import extra_shards, index_of, weight_groups
-from weightguard.checkpoint.opening import PASSED_OVER
 from weightguard.errors import CheckpointError
 
 A: Tensors = {"a": ("F32", (2,), bytes(range(8)))}
@@ -27,17 +26,21 @@ def torch_file(path: Path, name: str = "t") -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "expected", "passed_over"),
+    ("files", "expected", "beside"),
     [
-        (["model.safetensors", "pytorch_model.bin"], "safetensors", "'pytorch_model.bin'"),
-        (["model.safetensors", "training_args.bin"], "safetensors", None),
-        (["pytorch_model.bin", "optimizer.pt", "rng_state_0.pth"], "torch", None),
-        (["vocabulary.bin", "pytorch_model.bin"], "torch", None),
-        (["strange.bin", "model.ckpt"], "torch", "'strange.bin'"),
+        (["model.safetensors", "pytorch_model.bin"], "safetensors", ["pytorch_model.bin"]),
+        (["model.safetensors", "training_args.bin"], "safetensors", ["training_args.bin"]),
+        (
+            ["pytorch_model.bin", "optimizer.pt", "rng_state_0.pth"],
+            "torch",
+            ["optimizer.pt", "rng_state_0.pth"],
+        ),
+        (["vocabulary.bin", "pytorch_model.bin"], "torch", ["vocabulary.bin"]),
+        (["strange.bin", "model.ckpt"], "torch", ["strange.bin"]),
     ],
 )
 def test_one_format_of_a_folder_is_chosen(
-    tmp_path: Path, files: list[str], expected: str, passed_over: str | None
+    tmp_path: Path, files: list[str], expected: str, beside: list[str]
 ) -> None:
     for name in files:
         if name.endswith(".safetensors"):
@@ -49,7 +52,8 @@ def test_one_format_of_a_folder_is_chosen(
     with open_checkpoint(tmp_path) as checkpoint:
         assert checkpoint.format == expected
         assert checkpoint.findings == ()
-        assert checkpoint.metadata.get(PASSED_OVER) == passed_over
+        assert [file.name for file in checkpoint.beside.files] == beside
+        assert checkpoint.beside.count == len(beside)
         assert len(checkpoint.tensors) == 1
 
 

@@ -331,7 +331,7 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
     second.unlink()
     with pytest.raises(CheckpointError) as error:
         open_checkpoint(first)
-    assert error.value.finding.rule == "WG102"
+    assert error.value.finding.rule == "WG122"
     assert error.value.finding.location.file == PARTS[1]
 
 

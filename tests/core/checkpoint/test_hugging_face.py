@@ -176,4 +176,4 @@ def test_a_snapshot_file_that_is_missing_its_blob(cache: Cache) -> None:
     cache.add("model.safetensors", safetensors_bytes(WEIGHTS)).unlink()
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(cache.snapshot)
-    assert caught.value.finding.rule == "WG102"
+    assert caught.value.finding.rule == "WG122"

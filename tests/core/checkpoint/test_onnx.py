@@ -151,10 +151,16 @@ def test_elements_that_do_not_fill_a_byte_are_read_as_bytes(
 ) -> None:
     typed = helper.make_tensor("w", data_type, (7,), values_for(data_type, (7,)))
     tensor = numpy_helper.from_array(numpy_helper.to_array(typed), "w") if raw else typed
-    (view,) = parsed(saved(tmp_path, model_of(tensor))).tensors
+    found = parsed(saved(tmp_path, model_of(tensor)))
+    view, dims = sorted(found.tensors, key=lambda t: t.name)
     assert view.dtype.name == "U8"
     assert view.shape == (len(canonical(typed)),)
     assert bytes(view.read()) == canonical(typed)
+    assert (dims.name, dims.dtype.name, dims.shape) == (f"w.{NAMES[data_type]}.dims", "I64", (1,))
+    assert bytes(dims.read()) == (7).to_bytes(8, "little")
+    assert [(f.rule, f.severity, f.location.tensor) for f in found.findings] == [
+        ("WG119", "info", "w")
+    ]
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (4, 0, 3), (1,)])

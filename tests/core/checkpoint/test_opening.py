@@ -177,7 +177,7 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").touch()
     for name in ("missing", "loop", "loop/x", "file/x", "no/x", "x" * 300, "nul\0"):
-        assert rule_of(tmp_path / name) == "WG102"
+        assert rule_of(tmp_path / name) == "WG122"
     assert rule_of(Path("/dev/null")) == "WG111"
     assert rule_of(Path("/dev/zero")) == "WG111"
 
@@ -236,3 +236,18 @@ def test_the_shortest_files(tmp_path: Path, size: int) -> None:
     (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(A)[:size])
     assert rule_of(tmp_path) in ("WG101", "WG102")
     assert rule_of(tmp_path / "model.safetensors") in ("WG101", "WG102")
+
+
+@pytest.mark.parametrize(
+    "name", ["\x1b[31mx.safetensors", "a\nb.safetensors", "\udc80.safetensors"]
+)
+def test_a_hostile_file_name_is_one_warning_by_folder_and_by_name(
+    tmp_path: Path, name: str
+) -> None:
+    write_safetensors(tmp_path / name, A)
+    for path in (tmp_path, tmp_path / name):
+        report = weightguard.audit(path, ignore=["WG2", "WG3"], file_digests=True)
+        assert report.complete
+        (found,) = report.findings
+        assert (found.rule, found.severity, found.location.file) == ("WG115", "warning", name)
+        assert found.message.isprintable()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.checkpoints import Tensors, random_tensor, write_safetensors, write_sharded
+from weightguard import audit
 from weightguard.checkpoint import open_checkpoint
 from weightguard.checkpoint.files import Folder
 from weightguard.checkpoint.shard_index import MAX_SHARDS, ShardIndex, check_index, read_index
@@ -112,6 +113,12 @@ def test_a_missing_shard_leaves_the_others_readable(tmp_path: Path) -> None:
     with open_checkpoint(tmp_path) as checkpoint:
         (found,) = checkpoint.findings
         assert [t.name for t in checkpoint.tensors] == ["c"]
+        assert checkpoint.unread == 2
+    report = audit(tmp_path)
+    assert report.complete
+    coverage = report.coverage
+    assert (coverage.tensors_checked, coverage.tensors_total, coverage.tensors_unread) == (1, 3, 2)
+    assert (coverage.bytes_checked, coverage.bytes_total) == (128, 128)
     assert (found.rule, found.location.file, found.evidence) == ("WG109", FIRST, {"tensors": 2})
 
 
@@ -129,11 +136,11 @@ def test_a_tensor_in_two_shards_is_read_where_the_index_says(tmp_path: Path) -> 
 
 def test_an_extra_shard_and_what_is_none(tmp_path: Path) -> None:
     write_sharded(tmp_path, SHARDS)
-    (tmp_path / "consolidated.safetensors").touch()
+    (tmp_path / "other.safetensors").touch()
     (tmp_path / "tokenizer.model").touch()
     (tmp_path / "notes.txt").touch()
     (found,) = findings(tmp_path)
-    assert (found.rule, found.location.file) == ("WG121", "consolidated.safetensors")
+    assert (found.rule, found.location.file) == ("WG121", "other.safetensors")
 
 
 def test_shards_of_several_formats(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from tests.checkpoints import random_tensor, write_safetensors
-from weightguard import CheckpointError, audit, open_checkpoint
+from weightguard import CheckpointError, audit, fingerprint, open_checkpoint, verify
 from weightguard.checkpoint import Checkpoint
 
 BASE = torch.arange(24, dtype=torch.float32).reshape(4, 6)
@@ -109,21 +110,93 @@ def test_an_optimizer_state(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize:UserWarning")
-def test_quantised_tensors_are_their_integers(tmp_path: Path) -> None:
+def test_quantised_tensors_are_their_integers_and_what_scales_them(tmp_path: Path) -> None:
     values = torch.quantize_per_tensor(torch.randn(4, 6), 0.1, 3, torch.qint8)
     with saved(tmp_path, {"w": values}) as checkpoint:
-        (tensor,) = checkpoint.tensors
-        assert (tensor.dtype.name, tensor.shape) == ("I8", (4, 6))
-        assert tensor.read() == raw(values.int_repr())
+        found = {tensor.name: tensor for tensor in checkpoint.tensors}
+        assert set(found) == {"w", "w.scale", "w.zero_point"}
+        assert (found["w"].dtype.name, found["w"].shape) == ("I8", (4, 6))
+        assert found["w"].read() == raw(values.int_repr())
+        assert found["w.scale"].read() == struct.pack("<d", values.q_scale())
+        assert found["w.zero_point"].read() == struct.pack("<q", 3)
+    assert audit(tmp_path / "model.pt").findings == ()
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize:UserWarning")
+def test_quantisation_by_channel(tmp_path: Path) -> None:
+    scales, zeros = torch.rand(6, dtype=torch.float64) + 0.5, torch.arange(6)
+    values = torch.quantize_per_channel(torch.randn(4, 6), scales, zeros, 1, torch.qint8)
+    with saved(tmp_path, {"w": values}) as checkpoint:
+        found = {tensor.name: tensor for tensor in checkpoint.tensors}
+        assert set(found) == {"w", "w.scale", "w.zero_point", "w.axis"}
+        assert found["w.scale"].read() == raw(scales)
+        assert found["w.zero_point"].read() == raw(zeros)
+        assert found["w.axis"].read() == struct.pack("<q", 1)
+        assert checkpoint.findings == ()
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize:UserWarning")
+def test_the_same_integers_under_another_scale_are_other_weights(tmp_path: Path) -> None:
+    integers = torch.randint(-50, 50, (4, 4)).float()
+    for name, scale in (("a", 0.1), ("b", 100.0)):
+        values = torch.quantize_per_tensor(integers * scale, scale, 0, torch.qint8)
+        torch.save({"w": values}, tmp_path / f"{name}.pt")
+    with fingerprint(tmp_path / "a.pt") as manifest:
+        assert verify(tmp_path / "a.pt", manifest).findings == ()
+        (found,) = verify(tmp_path / "b.pt", manifest).findings
+    assert (found.rule, found.location.tensor) == ("WG401", "w.scale")
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize:UserWarning")
+def test_a_scale_whose_name_is_taken_gets_another(tmp_path: Path) -> None:
+    values = torch.quantize_per_tensor(torch.randn(4, 6), 0.1, 3, torch.qint8)
+    for state in ({"w": values, "w.scale": BASE}, {"w.scale": BASE, "w": values}):
+        with saved(tmp_path, state) as checkpoint:
+            assert checkpoint.findings == ()
+            names = {tensor.name for tensor in checkpoint.tensors}
+            assert names == {"w", "w.scale", "w.scale~2", "w.zero_point"}
 
 
 @pytest.mark.parametrize(
-    "value", [torch.eye(3).to_sparse(), torch.randn(3, dtype=torch.complex64).conj()]
+    ("value", "remedy"),
+    [
+        (torch.eye(3).to_sparse(), "to_dense"),
+        (torch.randn(3, dtype=torch.complex64).conj(), "resolve_conj"),
+        (torch.randn(3, dtype=torch.complex64).conj().imag, "resolve_neg"),
+        (torch.empty(3, device="meta"), "loaded"),
+    ],
 )
-def test_what_is_not_read_is_said(tmp_path: Path, value: torch.Tensor) -> None:
+def test_what_is_not_read_is_said_and_counted(
+    tmp_path: Path, value: torch.Tensor, remedy: str
+) -> None:
     with saved(tmp_path, {"w": value, "plain": BASE}) as checkpoint:
-        assert [found.rule for found in checkpoint.findings] == ["WG119"]
+        (found,) = checkpoint.findings
+        assert (found.rule, found.location.tensor) == ("WG119", "w")
+        assert found.message.startswith("'w' is a ")
+        assert remedy in found.remedy
         assert [tensor.name for tensor in checkpoint.tensors] == ["plain"]
+        assert checkpoint.unread == 1
+    coverage = audit(tmp_path / "model.pt").coverage
+    assert (coverage.tensors_checked, coverage.tensors_total, coverage.tensors_unread) == (1, 2, 1)
+    with pytest.raises(CheckpointError):
+        fingerprint(tmp_path / "model.pt")
+
+
+def test_a_damaged_record_names_the_tensors_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    names = ["b", "a", *(f"t{n}" for n in range(10))]
+    torch.save({name: BASE[n % 4] for n, name in enumerate(names)}, path)
+    with open_checkpoint(path) as checkpoint:
+        offset = checkpoint.tensors[0].offset
+    assert offset is not None
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+    (found,) = audit(path).findings
+    assert (found.rule, found.location.tensor) == ("WG113", "a")
+    assert found.evidence["count"] == 12
+    assert found.evidence["tensors"] == sorted(names)[:8]
+    assert "'a' and 11 more tensors" in found.message
 
 
 def test_a_whole_module_is_refused_and_not_run(tmp_path: Path) -> None:

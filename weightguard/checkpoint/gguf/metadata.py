@@ -18,7 +18,7 @@ from weightguard.checkpoint.gguf.cursor import (
     UINT32,
     Cursor,
 )
-from weightguard.checkpoint.names import shown
+from weightguard.checkpoint.names import counted, shown
 from weightguard.errors import CheckpointError, malformed
 from weightguard.finding import Finding, finding
 
@@ -71,7 +71,8 @@ class FindingLog:
         """Return the findings, the last of which says how many were left out."""
         if self._dropped:
             message = (
-                f"{shown(self._file.name)} has {self._dropped} more contradictions, not listed"
+                f"{shown(self._file.name)} has {counted(self._dropped, 'more contradiction')}, "
+                "not listed"
             )
             self._findings.append(finding("WG103", message, file=self._file.name))
         return tuple(self._findings)

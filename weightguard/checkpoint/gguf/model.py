@@ -13,7 +13,7 @@ from weightguard.checkpoint.container import ParsedFile
 from weightguard.checkpoint.files import CheckpointFile, FileRange
 from weightguard.checkpoint.gguf.cursor import Cursor
 from weightguard.checkpoint.gguf.metadata import FindingLog, decode, read_header
-from weightguard.checkpoint.names import shown
+from weightguard.checkpoint.names import counted, shown
 from weightguard.errors import CheckpointError, malformed
 from weightguard.tensor import DTYPES, MAX_DIMENSIONS, DType, TensorView
 
@@ -149,7 +149,7 @@ def _check_layout(
         log.add("WG105", message, offset=offset)
     rest = start + end + -end % alignment
     if rest < file.size:
-        log.add("WG105", f"{file.size - rest} bytes follow the last tensor", offset=rest)
+        log.add("WG105", f"{counted(file.size - rest, 'byte')} after the last tensor", offset=rest)
 
 
 def _untiled(infos: Sequence[TensorInfo], start: int, alignment: int) -> list[tuple[str, int]]:
@@ -162,7 +162,7 @@ def _untiled(infos: Sequence[TensorInfo], start: int, alignment: int) -> list[tu
         if info.nbytes and info.offset < end:
             problems.append((f"{shown(info.name)} begins inside another tensor", start + begin))
         elif begin > free:
-            problems.append((f"{begin - free} bytes belong to no tensor", start + free))
+            problems.append((f"a hole of {counted(begin - free, 'byte')}", start + free))
         end = max(end, info.end)
     return problems
 

@@ -13,8 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from msgspec.structs import replace
+
 from weightguard.checkpoint.files import CheckpointFile, Folder
-from weightguard.checkpoint.names import shown
+from weightguard.checkpoint.names import counted, shown
 from weightguard.errors import CheckpointError, malformed
 from weightguard.finding import Finding, finding
 
@@ -52,8 +54,9 @@ class ExternalFiles:
 
         ``entries`` are its external_data pairs, ``place`` the offset of its TensorProto. Raises
         CheckpointError: WG110 for a location or link out of the folder, and for any link where
-        the folder is no cache snapshot; WG102 where the file is missing or ends early; WG103,
-        WG106 and WG107 for a location, offset or length that is missing, malformed or wrong.
+        the folder is no cache snapshot; WG122 where the file is missing, WG102 where it ends
+        early; WG103, WG106 and WG107 for a location, offset or length that is missing, malformed
+        or wrong.
         """
         name = self._location(entries.get("location", ""), tensor, place)
         offset = self._number(entries, "offset", 0, tensor, place)
@@ -79,7 +82,7 @@ class ExternalFiles:
     def _location(self, location: str, tensor: str, place: int) -> str:
         if not location:
             raise self._error("WG103", tensor, place, "external data without a location")
-        if len(location) > MAX_LOCATION_CHARS or not location.isprintable():
+        if len(location) > MAX_LOCATION_CHARS:
             what = f"the external location {shown(location)}, which is no file name"
             raise self._error("WG115", tensor, place, what)
         return str(PurePosixPath(self._model.name).parent / location)
@@ -91,7 +94,7 @@ class ExternalFiles:
         if text is None:
             return default
         if not _DECIMAL.fullmatch(text):
-            what = f"the external {key} {shown(text)}, which is no decimal number"
+            what = f"the external {key} {shown(text)}, which is {_flaw(text)}"
             raise self._error("WG106", tensor, place, what)
         return int(text)
 
@@ -102,7 +105,7 @@ class ExternalFiles:
         if len(self._opened) == MAX_EXTERNAL_FILES:
             what = f"external data in more than {MAX_EXTERNAL_FILES} files"
             raise self._error("WG116", tensor, place, what)
-        real = self._folder.resolve(name)
+        real = self._resolve(name, tensor)
         if real == self._model.path.resolve():
             raise self._error("WG105", tensor, place, "external data in the model file itself")
         if self._folder.blobs is None:
@@ -110,6 +113,15 @@ class ExternalFiles:
         file = self._folder.open(name)
         self._opened[name] = file
         return file
+
+    def _resolve(self, name: str, tensor: str) -> Path:
+        try:
+            return self._folder.resolve(name)
+        except CheckpointError as error:
+            found = error.finding
+            message = f"{found.message}; the data of tensor {shown(tensor)} should be there"
+            place = replace(found.location, tensor=tensor)
+            raise CheckpointError(replace(found, message=message, location=place)) from error
 
     def _refuse_links(self, name: str, real: Path, tensor: str) -> None:
         if real != self._folder.root.resolve() / name:
@@ -130,6 +142,15 @@ class ExternalFiles:
     def _error(self, code: str, tensor: str, place: int, what: str) -> CheckpointError:
         message = f"tensor {shown(tensor)} has {what}"
         return malformed(code, message, file=self._model.name, offset=place, tensor=tensor)
+
+
+def _flaw(text: str) -> str:
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdecimal()):
+        return "no decimal number"
+    if digits != text:
+        return "negative"
+    return "written with leading zeros" if text.startswith("0") else "too large"
 
 
 def overlaps(extents: Iterable[Extent]) -> list[Finding]:
@@ -162,7 +183,8 @@ def _overlap(clashes: list[tuple[Extent, Extent]]) -> Finding:
     first, second = clashes[0]
     message = (
         f"tensor {shown(second.name)} starts at byte {second.start} of {shown(first.file.name)}, "
-        f"inside {shown(first.name)}, which ends at {first.end}; {len(clashes)} such overlaps"
+        f"inside {shown(first.name)}, which ends at {first.end}; "
+        f"{counted(len(clashes), 'such overlap')}"
     )
     return finding(
         "WG105",

@@ -4,7 +4,8 @@ Source: onnx.proto (1.23). An initializer of the main graph keeps its name. A Co
 tensor is named after the node's output, a tensor attribute of another node ``output.attribute``.
 Tensors of a subgraph get the path ``OpType_position/attribute/`` in front, those of a function
 ``function:domain.name/`` and those of training ``training_position/...``. A sparse tensor is
-three: ``name.values``, ``name.indices`` and ``name.dims``. Names that would collide get ``~2``.
+three: ``name.values``, ``name.indices`` and ``name.dims``. One whose elements do not fill its last
+byte is its bytes in U8, and its shape as ``name.DTYPE.dims``. Names that would collide get ``~2``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from weightguard.checkpoint.onnx.attribute import (
 )
 from weightguard.checkpoint.onnx.external import ExternalFiles
 from weightguard.checkpoint.onnx.names import MAX_NODE_NAME_CHARS, UniqueNames, label
-from weightguard.checkpoint.onnx.payload import Payload, locate
+from weightguard.checkpoint.onnx.payload import Payload, integers, is_padded, locate
 from weightguard.checkpoint.onnx.protobuf import LENGTH, Message, Span, Wire
 from weightguard.checkpoint.onnx.sparse import SparseMessage, read_sparse
 from weightguard.checkpoint.onnx.tensor import TensorMessage, read_tensor
@@ -105,7 +106,8 @@ class GraphWalk:
 
     Every method raises CheckpointError as ``read_tensor`` and ``locate`` do, WG104 for two
     initializers of one name in a graph, and WG116 above the limits of this module.
-    ``uncovered`` counts tensors without numbers by reason: ``string``, ``undefined``, ``segment``.
+    ``uncovered`` counts tensors without numbers by reason: ``string``, ``undefined``, ``segment``;
+    and, as ``padded``, those fingerprinted as bytes.
     """
 
     wire: Wire
@@ -236,9 +238,21 @@ class GraphWalk:
             self._skip("undefined", name, tensor.start)
         else:
             self._add(name, locate(self.wire, tensor, name, self.external))
+            if is_padded(tensor):
+                self._add_form(tensor, name)
+
+    def _add_form(self, tensor: TensorMessage, name: str) -> None:
+        """Add what the bytes of a padded tensor do not tell: its dtype, by name, and its shape."""
+        dtype = types.TYPES[tensor.data_type].dtype.name
+        dims = integers(self.wire, tensor.dims, (len(tensor.dims),), tensor.start)
+        self._add(f"{name}.{dtype}.dims", dims)
+        self._note("padded", name, tensor.start)
 
     def _skip(self, reason: str, name: str, start: int) -> None:
         self._count(start)
+        self._note(reason, name, start)
+
+    def _note(self, reason: str, name: str, start: int) -> None:
         seen = self.uncovered.setdefault(reason, Uncovered(0, name, start))
         seen.count += 1
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from weightguard.catalogue import Severity
 from weightguard.checkpoint.container import ParsedFile
 from weightguard.checkpoint.files import CheckpointFile, Folder
-from weightguard.checkpoint.names import shown
+from weightguard.checkpoint.names import counted, shown
 from weightguard.checkpoint.onnx import protobuf
 from weightguard.checkpoint.onnx.attribute import add_part
 from weightguard.checkpoint.onnx.external import Extent, ExternalFiles, overlaps
@@ -50,10 +50,16 @@ _GRAPH_TAGS = frozenset(protobuf.tag(n, LENGTH) for n in (1, 2, 5, 10, 11, 12, 1
 _TEXTS = {_PRODUCER: "producer_name", _PRODUCER_VERSION: "producer_version", _DOMAIN: "domain"}
 _OPSET_DOMAIN, _OPSET_VERSION = protobuf.tag(1, LENGTH), protobuf.tag(2, VARINT)
 
+_BY_FILE = "Check these by the file digest, which covers every byte of the file."
 _REASONS = {
-    "string": (Severity.INFO, "tensors of text, which are not fingerprinted"),
-    "undefined": (Severity.WARNING, "tensors without an element type, which were skipped"),
-    "segment": (Severity.ERROR, "tensors cut in segments, which no runtime reads"),
+    "string": (Severity.INFO, "of text: not fingerprinted", _BY_FILE),
+    "undefined": (Severity.WARNING, "without an element type: not read", _BY_FILE),
+    "segment": (Severity.ERROR, "cut in segments, which no runtime reads: not read", _BY_FILE),
+    "padded": (
+        Severity.INFO,
+        "of a number of elements that does not fill bytes: fingerprinted as bytes and shape",
+        "Nothing to do: every bit is covered; changes are located by byte.",
+    ),
 }
 
 
@@ -111,7 +117,8 @@ def parse_onnx(file: CheckpointFile, folder: Folder) -> ParsedFile:
         walk.training(training, position)
     tensors, found = _views(walk.tensors, file)
     found.extend(_uncovered(file, reason, seen) for reason, seen in walk.uncovered.items())
-    return ParsedFile(tensors, _metadata(model), tuple(found))
+    unread = sum(seen.count for reason, seen in walk.uncovered.items() if reason != "padded")
+    return ParsedFile(tensors, _metadata(model), tuple(found), unread=unread)
 
 
 def _read_model(wire: Wire) -> _Model:
@@ -189,14 +196,15 @@ def _extent(entry: NamedPayload) -> Extent:
 
 
 def _uncovered(file: CheckpointFile, reason: str, seen: Uncovered) -> Finding:
-    severity, what = _REASONS[reason]
+    severity, what, remedy = _REASONS[reason]
     return finding(
         "WG119",
-        f"{file.name} has {seen.count} {what}; the first is {shown(seen.first)}",
+        f"{shown(file.name)} has {counted(seen.count, 'tensor')} {what}; "
+        f"the first is {shown(seen.first)}",
         severity=severity,
         file=file.name,
         offset=seen.start,
         tensor=seen.first,
         evidence={"tensors": seen.count},
-        remedy="Check these by the file digest, which covers every byte of the file.",
+        remedy=remedy,
     )

@@ -59,9 +59,9 @@ def locate(wire: Wire, tensor: TensorMessage, name: str, external: ExternalFiles
     """Return dtype, shape and bytes of ``tensor``; ``name`` is shown in errors.
 
     A sub-byte tensor whose elements do not fill its last byte is described as the U8 bytes it
-    is stored in. Raises CheckpointError: WG108 for an unknown element type, WG107 where
-    dimensions, stored size and data fields contradict each other, WG103 for typed values that
-    are malformed or out of range, and as ``ExternalFiles.locate`` does.
+    is stored in (``is_padded`` tells). Raises CheckpointError: WG108 for an unknown element type,
+    WG107 where dimensions, stored size and data fields contradict each other, WG103 for typed
+    values that are malformed or out of range, and as ``ExternalFiles.locate`` does.
     """
     kind = TYPES.get(tensor.data_type)
     if kind is None:
@@ -86,6 +86,12 @@ def locate(wire: Wire, tensor: TensorMessage, name: str, external: ExternalFiles
     values = tensor.typed.get(kind.field, Repeated())
     payload = decode_values(wire, values, kind, elements, name, tensor.start)
     return replace(payload, dtype=dtype, shape=shape)
+
+
+def is_padded(tensor: TensorMessage) -> bool:
+    """Return whether the elements of ``tensor`` leave a part of its last byte empty."""
+    kind = TYPES.get(tensor.data_type)
+    return kind is not None and math.prod(tensor.dims) % kind.dtype.block_elements != 0
 
 
 def decode_values(

@@ -13,7 +13,7 @@ from typing import Any
 
 from weightguard.checkpoint.container import ParsedFile
 from weightguard.checkpoint.files import CheckpointFile, FileRange
-from weightguard.checkpoint.names import shown
+from weightguard.checkpoint.names import counted, shown
 from weightguard.checkpoint.safetensors.header import HEADER_START, Entry, Header
 from weightguard.errors import CheckpointError, malformed
 from weightguard.finding import Finding, finding
@@ -217,13 +217,14 @@ def _tiling(
         reached = max(reached, end)
     if holes:
         lost = sum(size for _, size in holes)
-        words = f"{lost} bytes of {shown(file.name)} in {len(holes)} holes belong to no tensor"
+        where = f"in {counted(len(holes), 'hole')} between its tensors"
+        words = f"{shown(file.name)} has {counted(lost, 'byte')} {where}"
         yield finding("WG105", words, file=file.name, offset=holes[0][0], evidence={"bytes": lost})
     if overlaps:
         yield _overlap(overlaps)
     if reached < file.size:
         rest = file.size - reached
-        words = f"{rest} bytes follow the last tensor of {shown(file.name)}"
+        words = f"{shown(file.name)} has {counted(rest, 'byte')} after its last tensor"
         yield finding("WG105", words, file=file.name, offset=reached, evidence={"bytes": rest})
 
 
@@ -231,7 +232,8 @@ def _overlap(overlaps: Sequence[TensorView]) -> Finding:
     first = overlaps[0]
     return finding(
         "WG105",
-        f"tensor {shown(first.name)} begins inside another tensor; {len(overlaps)} such overlaps",
+        f"tensor {shown(first.name)} begins inside another tensor; "
+        f"{counted(len(overlaps), 'such overlap')}",
         file=first.shard,
         offset=first.offset,
         tensor=first.name,
@@ -245,7 +247,7 @@ def _repetition(repeated: Sequence[TensorView]) -> Iterator[Finding]:
         yield finding(
             "WG104",
             f"the header lists {shown(first.name)} twice and the first entry was read; "
-            f"{len(repeated)} such repetitions",
+            f"{counted(len(repeated), 'such repetition')}",
             file=first.shard,
             offset=first.offset,
             tensor=first.name,

@@ -11,24 +11,36 @@ Source: torch.save of PyTorch 2.13 and the records it writes.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from weightguard.checkpoint.container import ParsedFile, StoredChecksum
 from weightguard.checkpoint.files import CheckpointFile
-from weightguard.checkpoint.torch_zip.pickle_machine import MAX_PICKLE_BYTES, read_pickle
+from weightguard.checkpoint.names import shown
+from weightguard.checkpoint.torch_zip.named_globals import named_globals
+from weightguard.checkpoint.torch_zip.pickle_machine import (
+    MAX_GLOBALS_KEPT,
+    MAX_PICKLE_BYTES,
+    listed,
+    read_pickle,
+)
 from weightguard.checkpoint.torch_zip.views import Place, tensors_of
 from weightguard.checkpoint.torch_zip.zip_directory import Record, ZipDirectory
 from weightguard.errors import malformed
 from weightguard.finding import Finding, finding
 
 MAX_SMALL_RECORD_BYTES = 4096
+MAX_SKIMMED_BYTES = 16 << 20
+"""Bytes of a file in the old format that are searched for what its pickle asks for."""
 
 _PICKLE = "data.pkl"
 _DATA = "data/"
 _SMALL = ("byteorder", "version", ".format_version", ".storage_alignment", ".data/serialization_id")
 _SCRIPT = ("constants.pkl", "code/")
 _TAR_MAGIC_AT = 257
+# magic number, protocol version, system, the object, storage keys; then come raw numbers
+_LEGACY_PICKLES = 5
 _ZIP_START = b"PK"
 _SAVE_AGAIN = "Save the weights again with torch.save(model.state_dict(), path), or as safetensors."
 
@@ -48,7 +60,9 @@ def parse_torch(file: CheckpointFile) -> ParsedFile:
 
     Containers give dotted names ('state_dict.layer.weight', list positions as numbers); a
     tensor saved by itself is called 'tensor'. Views that are not contiguous have offset None
-    and are gathered when read. Every record has its CRC-32 among the checksums.
+    and are gathered when read. Every record has its CRC-32 among the checksums. What the integers
+    of a quantised tensor are scaled by are tensors too: 'NAME.scale' and 'NAME.zero_point', and
+    'NAME.axis' where these are not single numbers.
 
     Raises CheckpointError when the file cannot be read: WG102 and WG117 for the zip, WG112 when
     the pickle names anything but tensors and containers, WG113 when a record that has to be
@@ -68,13 +82,15 @@ def parse_torch(file: CheckpointFile) -> ParsedFile:
     return ParsedFile(
         tensors=located.tensors,
         findings=(*located.findings, *strangers),
-        checksums=tuple(_checksum(record, file) for record in records),
+        checksums=tuple(_checksums(records, archive.storages, located.holders, file)),
+        unread=located.unread,
     )
 
 
 def _refuse_legacy(file: CheckpointFile) -> None:
     head = file.read(0, min(file.size, 512), limit=512)
     if head.startswith(b"\x80"):
+        _refuse_named_globals(file)
         raise malformed(
             "WG114",
             f"{file.name} is a pickle, PyTorch's format before 1.6",
@@ -90,6 +106,16 @@ def _refuse_legacy(file: CheckpointFile) -> None:
         )
     if not head.startswith(_ZIP_START) and file.size < 22:
         raise malformed("WG101", f"{file.name} is no zip archive", file=file.name, offset=0)
+
+
+def _refuse_named_globals(file: CheckpointFile) -> None:
+    """Refuse an old pickle that asks for more than tensors as what it is, not for its age."""
+    data = file.read(0, min(file.size, MAX_SKIMMED_BYTES), limit=MAX_SKIMMED_BYTES)
+    named = dict(islice(named_globals(data, _LEGACY_PICKLES), MAX_GLOBALS_KEPT))
+    if named:
+        words = f"{shown(file.name)} is a pickle that asks for {listed(named)}"
+        offset = min(named.values())
+        raise malformed("WG112", f"{words}; nothing of it was run", file=file.name, offset=offset)
 
 
 def _refuse_script(names: Sequence[str], file: CheckpointFile) -> None:
@@ -197,7 +223,19 @@ def _strangers(records: Sequence[Record], file: CheckpointFile) -> list[Finding]
     ]
 
 
-def _checksum(record: Record, file: CheckpointFile) -> StoredChecksum:
+def _checksums(
+    records: Sequence[Record],
+    storages: Mapping[str, Record],
+    holders: Mapping[str, Sequence[str]],
+    file: CheckpointFile,
+) -> Iterator[StoredChecksum]:
+    """Yield the CRC-32 of each record, with the tensors that lie in it."""
+    keys = {record.name: key for key, record in storages.items()}
+    for record in records:
+        yield _checksum(record, file, holders.get(keys.get(record.name, ""), ()))
+
+
+def _checksum(record: Record, file: CheckpointFile, tensors: Sequence[str]) -> StoredChecksum:
     return StoredChecksum(
         file=file,
         offset=record.offset,
@@ -206,4 +244,5 @@ def _checksum(record: Record, file: CheckpointFile) -> StoredChecksum:
         expected=f"{record.crc32:08x}",
         rule="WG113",
         record=record.name,
+        tensors=tensors,
     )

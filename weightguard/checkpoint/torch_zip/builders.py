@@ -14,7 +14,6 @@ from typing import Any, TypeAlias
 from weightguard.tensor import MAX_DIMENSIONS
 
 MAX_EXTENT = 1 << 62
-MAX_QUANTISER_CHARACTERS = 80
 MAX_METADATA_ENTRIES = 8
 
 _STORAGES = {
@@ -95,8 +94,8 @@ class Items:
 class Tensor:
     """A view of a storage: offset and strides count elements of ``dtype``.
 
-    ``quantiser`` tells scheme, scale and zero point of a quantised tensor, whose ``dtype`` is
-    its integers'. ``attributes`` may hold further tensors.
+    ``quantiser`` is what gives the integers of a quantised tensor their values; its ``dtype`` is
+    that of the integers. ``attributes`` may hold further tensors.
     """
 
     storage: Storage
@@ -104,17 +103,41 @@ class Tensor:
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    quantiser: str | None = None
+    quantiser: Quantiser | None = None
     attributes: Any = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Quantiser:
+    """Scale and zero point: numbers for the whole tensor, or a tensor each along ``axis``.
+
+    PyTorch's schemes differ in nothing else that the values depend on: symmetric ones have zero
+    points of their own, and those with floating parameters have them as floats.
+    """
+
+    scale: float | Tensor
+    zero_point: int | Tensor
+    axis: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Unsupported:
-    """A tensor of a kind whose values are not simply the bytes of one storage."""
+    """A tensor of a ``kind`` whose values are not simply the bytes of one storage."""
 
     kind: str
+    remedy: str | None = None
     attributes: Any = None
 
+
+_SAVE_RESOLVED = "Save tensor.resolve_{}() instead of the tensor."
+_LAZY = {
+    "conj": ("a view of other numbers' conjugates", _SAVE_RESOLVED.format("conj")),
+    "neg": ("a view of other numbers' negatives", _SAVE_RESOLVED.format("neg")),
+}
+_META = ("a meta tensor, a shape without data", "Save the model after its weights are loaded.")
+_SAVE_PARTS = "Save tensor.unbind() instead of the tensor."
+_SAVE_CPU = "Save tensor.cpu() instead of the tensor."
+_SAVE_DENSE = "Save tensor.to_dense() instead of the tensor."
 
 Builder: TypeAlias = Callable[[tuple[Any, ...]], Any]
 
@@ -140,6 +163,10 @@ def storage(identity: Any) -> Storage:
 def _is_size(value: Any) -> bool:
     # bool is a subclass of int, and True is no size
     return type(value) is int and 0 <= value < MAX_EXTENT
+
+
+def _is_int64(value: Any) -> bool:
+    return type(value) is int and -(1 << 63) <= value < 1 << 63
 
 
 def _is_sizes(value: Any) -> bool:
@@ -189,7 +216,7 @@ def _unless_lazy(tensor: Tensor, metadata: tuple[Any, ...]) -> Tensor | Unsuppor
         if not isinstance(key, str) or not isinstance(value, bool):
             raise ArgumentError("a tensor's metadata is not of flags")
         if value:
-            return Unsupported(f"lazy view ({key[:20]!r}); call resolve_conj() or resolve_neg()")
+            return Unsupported(*_LAZY.get(key, ("a view with a flag that PyTorch never sets",)))
     return tensor
 
 
@@ -198,17 +225,16 @@ def _rebuild_qtensor(args: tuple[Any, ...]) -> Tensor:
     quantiser = args[4]
     if not (isinstance(quantiser, tuple) and 3 <= len(quantiser) <= 4):
         raise ArgumentError("a quantised tensor has no quantiser")
-    scheme, scale, zero_point = quantiser[:3]
+    scheme, scale, zero_point, *axis = quantiser
     if not (isinstance(scheme, Symbol) and scheme.name in _QSCHEMES):
         raise ArgumentError("a quantised tensor has no scheme")
-    words = scheme.name.removeprefix("torch.")
     if isinstance(scale, Tensor) and isinstance(zero_point, Tensor):
-        parts = [("scales", scale), ("zero_points", zero_point)]
-        return replace(_view(args), quantiser=words, attributes=Items(list(parts)))
-    if not isinstance(scale, float) or type(zero_point) is not int:
+        if len(axis) != 1 or not _is_size(axis[0]):
+            raise ArgumentError("a tensor quantised along an axis has no axis")
+        return replace(_view(args), quantiser=Quantiser(scale, zero_point, axis[0]))
+    if axis or not isinstance(scale, float) or not _is_int64(zero_point):
         raise ArgumentError("a quantised tensor's scale or zero point is no number")
-    words += f" scale={scale!r} zero_point={zero_point}"
-    return replace(_view(args), quantiser=words[:MAX_QUANTISER_CHARACTERS])
+    return replace(_view(args), quantiser=Quantiser(scale, zero_point))
 
 
 def _with_attributes(tensor: Any, state: Any) -> Any:
@@ -240,8 +266,8 @@ def _rebuild_from_type(args: tuple[Any, ...]) -> Any:
     return _with_attributes(builder(arguments), state)
 
 
-def _unsupported(kind: str) -> Builder:
-    return lambda _: Unsupported(kind)
+def _unsupported(kind: str, remedy: str | None = None) -> Builder:
+    return lambda _: Unsupported(kind, remedy)
 
 
 def _dictionary(args: tuple[Any, ...]) -> Items:
@@ -289,11 +315,13 @@ _TENSOR_BUILDERS: dict[str, Builder] = {
     "torch._utils._rebuild_qtensor": _rebuild_qtensor,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
     "torch._utils._rebuild_parameter_with_state": _rebuild_parameter_with_state,
-    "torch._utils._rebuild_sparse_tensor": _unsupported("sparse tensor; call to_dense()"),
-    "torch._utils._rebuild_nested_tensor": _unsupported("nested tensor"),
-    "torch._utils._rebuild_meta_tensor_no_storage": _unsupported("meta tensor without data"),
-    "torch._utils._rebuild_wrapper_subclass": _unsupported("wrapper subclass"),
-    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _unsupported("device tensor"),
+    "torch._utils._rebuild_sparse_tensor": _unsupported("a sparse tensor", _SAVE_DENSE),
+    "torch._utils._rebuild_nested_tensor": _unsupported("a nested tensor", _SAVE_PARTS),
+    "torch._utils._rebuild_meta_tensor_no_storage": _unsupported(*_META),
+    "torch._utils._rebuild_wrapper_subclass": _unsupported("a tensor of a class that wraps others"),
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _unsupported(
+        "a tensor of another device", _SAVE_CPU
+    ),
 }
 
 BUILDERS: dict[str, Builder] = {

@@ -8,9 +8,11 @@ tuples and colliding keys cost nothing. Source: the opcode table of Python's ``p
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import islice
 from typing import Any
 
+from weightguard.checkpoint.names import counted
 from weightguard.checkpoint.torch_zip.builders import (
     ALLOWED,
     BUILDERS,
@@ -19,6 +21,11 @@ from weightguard.checkpoint.torch_zip.builders import (
     Symbol,
 )
 from weightguard.checkpoint.torch_zip.builders import storage as storage_of
+from weightguard.checkpoint.torch_zip.named_globals import (
+    MAX_NAME_BYTES,
+    global_name,
+    named_globals,
+)
 from weightguard.errors import CheckpointError, malformed
 
 MAX_PICKLE_BYTES = 64 << 20
@@ -26,12 +33,9 @@ MAX_OPCODES = 6_000_000
 MAX_OBJECTS = 1_500_000
 """Containers, descriptors and strings; a checkpoint of 100,000 tensors has about 1,000,000."""
 MAX_MARKS = 1000
-MAX_GLOBAL_BYTES = 4096
 MAX_GLOBALS_KEPT = 1000
 MAX_GLOBALS_NAMED = 8
 PROTOCOLS = range(2, 6)
-
-_MODULES = {"__builtin__": "builtins", "torch.tensor": "torch._tensor"}
 
 
 class _Foreign:
@@ -40,6 +44,22 @@ class _Foreign:
 
 _FOREIGN = _Foreign()
 _UNSET = object()
+
+
+def listed(names: Collection[str]) -> str:
+    """Return the first few refused globals as a message may hold them, and how many more."""
+    shown = ", ".join(f"{_shortened(name)!r:.100}" for name in islice(names, MAX_GLOBALS_NAMED))
+    more = len(names) - MAX_GLOBALS_NAMED
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _shortened(name: str) -> str:
+    """Return a name of at most 80 characters: the module's beginning, and what is asked of it."""
+    return name if len(name) <= 80 else f"{name[:40]}...{name[-37:]}"
+
+
+def _cut_text(raw: bytes) -> str:
+    return raw.decode(errors="backslashreplace")
 
 
 def read_pickle(data: bytes, *, file: str, offset: int) -> Any:
@@ -72,8 +92,10 @@ class _Machine:
             value = self._interpret()
         except ArgumentError as error:
             problem = self._error("WG103", f"the pickle is malformed: {error}")
+            self._look_ahead()
             raise self._refusal() or problem from error
         except CheckpointError as error:
+            self._look_ahead()
             refusal = self._refusal()
             if refusal is not None:
                 raise refusal from error
@@ -82,6 +104,11 @@ class _Machine:
         if refusal is not None:
             raise refusal
         return value
+
+    def _look_ahead(self) -> None:
+        """Note what the pickle names after the point where it is refused."""
+        for name, place in islice(named_globals(self._data), MAX_GLOBALS_KEPT):
+            self._refused.setdefault(name, place)
 
     def _interpret(self) -> Any:
         for _ in range(MAX_OPCODES):
@@ -102,7 +129,8 @@ class _Machine:
         if self._stack or self._marks:
             raise self._error("WG103", "the pickle leaves values on its stack")
         if self._place != len(self._data):
-            raise self._error("WG103", f"{len(self._data) - self._place} bytes follow the pickle")
+            left = counted(len(self._data) - self._place, "byte")
+            raise self._error("WG103", f"the pickle ends {left} before its record does")
         return value
 
     def _error(self, code: str, message: str) -> CheckpointError:
@@ -112,11 +140,10 @@ class _Machine:
         """Return the error that names the refused globals, if there are any."""
         if not self._refused:
             return None
-        names = ", ".join(f"{name!r:.100}" for name in list(self._refused)[:MAX_GLOBALS_NAMED])
-        more = len(self._refused) - MAX_GLOBALS_NAMED
-        names += f" and {more} more" if more > 0 else ""
         self._opcode = min(self._refused.values())
-        return self._error("WG112", f"the pickle asks for {names}; nothing of it was run")
+        return self._error(
+            "WG112", f"the pickle asks for {listed(self._refused)}; nothing of it was run"
+        )
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -138,11 +165,12 @@ class _Machine:
             raise self._error("WG103", "a string of the pickle is not UTF-8") from error
 
     def _line(self) -> str:
-        end = self._data.find(b"\n", self._place, self._place + MAX_GLOBAL_BYTES)
+        end = self._data.find(b"\n", self._place)
         if end < 0:
             raise self._error("WG103", "a global's name has no end")
-        text = self._text(end - self._place)
-        self._place += 1
+        # a longer name than any on the allow-list is still a name, and named cut
+        text = _cut_text(self._data[self._place : min(end, self._place + MAX_NAME_BYTES)])
+        self._place = end + 1
         return text
 
     # -- the stack --------------------------------------------------------------------------
@@ -240,7 +268,7 @@ class _Machine:
     def _global(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise self._error("WG112", "the pickle computes the name of a global")
-        full = f"{_MODULES.get(module, module)[:MAX_GLOBAL_BYTES]}.{name[:MAX_GLOBAL_BYTES]}"
+        full = global_name(module, name)
         if full in ALLOWED:
             self._make(Symbol(full))
         else:

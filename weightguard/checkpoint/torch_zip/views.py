@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from weightguard.checkpoint.files import CheckpointFile, FileRange
-from weightguard.checkpoint.torch_zip.builders import Items, Storage, Tensor, Unsupported
+from weightguard.checkpoint.torch_zip.builders import Items, Quantiser, Storage, Tensor, Unsupported
 from weightguard.checkpoint.torch_zip.strided import SlabCache, StridedRange
 from weightguard.checkpoint.torch_zip.zip_directory import Record
 from weightguard.errors import CheckpointError, malformed
@@ -31,6 +32,21 @@ EXPANSION_SLACK = 1 << 20
 _FOREIGN_BYTES = {"quint4x2": 1, "quint2x4": 1, "complex32": 4, "bits16": 2}
 
 
+_F64, _I64 = struct.Struct("<d"), struct.Struct("<q")
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A number of the pickle as a tensor, and the ByteSource of its bytes."""
+
+    dtype: str
+    data: bytes
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """See ByteSource."""
+        buffer[:] = self.data[offset : offset + len(buffer)]
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """The pickle's place in its file, where findings about its contents point."""
@@ -48,7 +64,9 @@ class _Walk:
     """The tensors met so far by path, and what walking to them has cost."""
 
     place: Place
-    found: dict[str, Tensor] = field(default_factory=dict)
+    found: dict[str, Tensor | Constant] = field(default_factory=dict)
+    quantised: list[tuple[str, Quantiser]] = field(default_factory=list)
+    unread: int = 0
     findings: list[Finding] = field(default_factory=list)
     visits: int = 0
     characters: int = 0
@@ -60,7 +78,9 @@ class _Walk:
         elif isinstance(value, Storage):
             self._add(path or SINGLE_NAME, Tensor(value, value.dtype, 0, (value.elements,), (1,)))
         elif isinstance(value, Unsupported):
-            self.note("WG119", f"{path!r:.100} is a {value.kind} and is not read", path)
+            words = f"{path or SINGLE_NAME!r:.100} is {value.kind}; it was not read"
+            self.note("WG119", words, path or SINGLE_NAME, value.remedy)
+            self.unread += 1
         if isinstance(value, Tensor | Unsupported | Items) and value.attributes is not None:
             self.visit(value.attributes, path, depth + 1)
         for key, item in _children(value):
@@ -85,22 +105,57 @@ class _Walk:
             words = f"a key below {path!r:.80} is neither text nor number; what it holds is"
             self.note("WG119", f"{words} not read", path)
 
-    def note(self, code: str, words: str, name: str) -> None:
+    def add_quantisers(self) -> None:
+        """Add what quantised tensors rest on, once all names are known."""
+        for path, quantiser in self.quantised:
+            for word, value in _parameters(quantiser):
+                self._add(self._free_name(f"{path}.{word}"), value)
+
+    def _free_name(self, name: str) -> str:
+        """Return ``name``, or with a number behind it where the pickle has another tensor of it."""
+        number, free = 1, name
+        while free in self.found:
+            number += 1
+            free = f"{name}~{number}"
+        return free
+
+    def note(self, code: str, words: str, name: str, remedy: str | None = None) -> None:
         """Add a finding that leaves the rest readable."""
         if len(self.findings) >= MAX_LEFT_OUT:
             raise self.place.error("WG116", f"over {MAX_LEFT_OUT} values cannot be read")
         place = self.place
         self.findings.append(
-            finding(code, words, file=place.file.name, offset=place.offset, tensor=name)
+            finding(
+                code, words, file=place.file.name, offset=place.offset, tensor=name, remedy=remedy
+            )
         )
 
-    def _add(self, path: str, tensor: Tensor) -> None:
+    def _add(self, path: str, tensor: Tensor | Constant) -> None:
         if path in self.found:
             self.note("WG104", f"the pickle holds {path!r:.100} twice", path)
             return
         if len(self.found) >= MAX_TENSORS:
             raise self.place.error("WG116", f"the pickle holds over {MAX_TENSORS} tensors")
         self.found[path] = tensor
+        if isinstance(tensor, Tensor) and tensor.quantiser is not None:
+            self.quantised.append((path, tensor.quantiser))
+
+
+def _parameters(quantiser: Quantiser) -> Iterator[tuple[str, Tensor | Constant]]:
+    """Yield what a quantised tensor's integers mean nothing without, as tensors.
+
+    The same integers under another scale are other weights, so these are fingerprinted too.
+    """
+    scale, zero_point, axis = quantiser.scale, quantiser.zero_point, quantiser.axis
+    yield "scale", scale if isinstance(scale, Tensor) else Constant("F64", _F64.pack(scale))
+    zero = zero_point if isinstance(zero_point, Tensor) else _integer(zero_point)
+    yield "zero_point", zero
+    if axis is not None:
+        yield "axis", _integer(axis)
+
+
+def _integer(value: int) -> Constant:
+    return Constant("I64", _I64.pack(value))
 
 
 def _children(value: Any) -> Iterator[tuple[Any, Any]]:
@@ -112,11 +167,17 @@ def _children(value: Any) -> Iterator[tuple[Any, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """The tensors of a pickle, findings about what was left out, and storages nobody refers to."""
+    """The tensors of a pickle, findings about what was left out, and storages nobody refers to.
+
+    ``unread`` counts the tensors left out. ``holders`` are the names of the tensors in each
+    storage, by its key.
+    """
 
     tensors: tuple[TensorView, ...]
     findings: tuple[Finding, ...]
     unused: tuple[Record, ...]
+    unread: int
+    holders: Mapping[str, Sequence[str]]
 
 
 def tensors_of(root: Any, records: Mapping[str, Record], place: Place) -> Located:
@@ -127,9 +188,10 @@ def tensors_of(root: Any, records: Mapping[str, Record], place: Place) -> Locate
     """
     walk = _Walk(place)
     walk.visit(root, "", 0)
+    walk.add_quantisers()
     names: dict[object, list[str]] = {}
     for name in sorted(walk.found):
-        names.setdefault(_identity(walk.found[name]), []).append(name)
+        names.setdefault(_identity(name, walk.found[name]), []).append(name)
     reader = _Reader(records, walk)
     placed = []
     for first, *aliases in names.values():
@@ -138,13 +200,25 @@ def tensors_of(root: Any, records: Mapping[str, Record], place: Place) -> Locate
             start, view = located
             placed.append((start, first, replace(view, aliases=tuple(aliases))))
     placed.sort(key=lambda entry: entry[:2])
-    used = {tensor.storage.key for tensor in walk.found.values()}
+    holders = _holders(walk.found)
     # a tensor that was left out may have storages that nothing else tells of
-    unused = () if walk.findings else (r for key, r in records.items() if key not in used)
-    return Located(tuple(view for _, _, view in placed), tuple(walk.findings), tuple(unused))
+    unused = () if walk.findings else (r for key, r in records.items() if key not in holders)
+    views = tuple(view for _, _, view in placed)
+    return Located(views, tuple(walk.findings), tuple(unused), walk.unread, holders)
 
 
-def _identity(tensor: Tensor) -> object:
+def _holders(found: Mapping[str, Tensor | Constant]) -> dict[str, list[str]]:
+    holders: dict[str, list[str]] = {}
+    for name in sorted(found):
+        tensor = found[name]
+        if isinstance(tensor, Tensor):
+            holders.setdefault(tensor.storage.key, []).append(name)
+    return holders
+
+
+def _identity(name: str, tensor: Tensor | Constant) -> object:
+    if isinstance(tensor, Constant):
+        return name
     # the stride of a dimension of one element has no meaning
     strides = tuple(
         0 if size == 1 else step for size, step in zip(tensor.shape, tensor.strides, strict=True)
@@ -160,12 +234,19 @@ class _Reader:
     walk: _Walk
     cache: SlabCache = field(default_factory=SlabCache)
 
-    def view(self, name: str, tensor: Tensor) -> tuple[int, TensorView] | None:
+    def view(self, name: str, tensor: Tensor | Constant) -> tuple[int, TensorView] | None:
         """Return where the tensor starts and its view; None, with a finding, if not readable."""
+        if isinstance(tensor, Constant):
+            place = self.walk.place
+            dtype = DTYPES[tensor.dtype]
+            return place.offset, TensorView(name, dtype, (), place.file.name, None, tensor)
+        return self._view(name, tensor)
+
+    def _view(self, name: str, tensor: Tensor) -> tuple[int, TensorView] | None:
         record = self._record(name, tensor.storage)
         dtype = DTYPES.get(tensor.dtype)
         if dtype is None:
-            self._leave_out("WG108", name, f"has dtype {tensor.dtype}")
+            self._leave_out("WG108", name, f"has the dtype torch.{tensor.dtype}")
             return None
         item = dtype.block_bytes
         self._check_extent(name, tensor, item, record)
@@ -189,14 +270,18 @@ class _Reader:
         )
 
     def _leave_out(self, code: str, name: str, words: str) -> None:
-        self.walk.note(code, f"{name!r:.100} {words} and is not read", name)
+        self.walk.note(code, f"{name!r:.100} {words}; it was not read", name)
+        self.walk.unread += 1
 
     def _record(self, name: str, storage: Storage) -> Record:
         place = self.walk.place
         record = self.records.get(storage.key)
         if record is None:
+            missing = f"{f'data/{storage.key}'!r:.80}"
             raise place.error(
-                "WG106", f"{name!r:.100} lies in the record data/{storage.key!r:.60}: absent", name
+                "WG106",
+                f"{name!r:.100} lies in the record {missing}, which the archive lacks",
+                name,
             )
         item = storage_item_bytes(storage.dtype)
         if storage.elements * item != record.nbytes:

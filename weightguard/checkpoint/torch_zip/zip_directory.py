@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from weightguard.checkpoint.files import CheckpointFile
+from weightguard.checkpoint.names import counted
 from weightguard.errors import CheckpointError, malformed
 
 MAX_RECORDS = 1 << 18
@@ -99,7 +100,9 @@ class ZipDirectory:
             records[record.name] = record
             place = following
         if place != self.start:
-            raise self._unsafe(f"{self.start - place} bytes belong to no record", place)
+            raise self._unsafe(
+                f"no record holds the last {counted(self.start - place, 'byte')}", place
+            )
         return records
 
     def _extent(self) -> tuple[int, int, int]:
@@ -275,7 +278,9 @@ class ZipDirectory:
         if gap == 0 and not (described and entry.nbytes):
             return
         if not described or gap not in _DESCRIPTORS:
-            raise self._unsafe(f"{gap} bytes after {entry.name!r:.100} belong to no record", end)
+            raise self._unsafe(
+                f"no record holds the {counted(gap, 'byte')} after {entry.name!r:.100}", end
+            )
         data = self._file.read(end, gap, limit=gap)
         marked = gap in (12, 20) or data[:4] == _DESCRIPTOR_MARK
         stated = _DESCRIPTORS[gap].unpack(data)
