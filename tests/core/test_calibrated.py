@@ -9,7 +9,7 @@ import pytest
 
 from tests.checkpoints import random_tensor, write_safetensors
 from weightguard import Manifest, ManifestError, SuperWeight, fingerprint, verify
-from weightguard.calibration import Calibration, Canary, FalseAlarms, Probe, Stack
+from weightguard.calibration import Calibration, Canary, FalseAlarms, Probe, PromptCount, Stack
 from weightguard.manifest import encode
 
 CALIBRATION = Calibration(
@@ -18,10 +18,11 @@ CALIBRATION = Calibration(
     baseline_loss=3.5,
     confirmation_threshold=0.1,
     ablations=(),
+    uncalibrated=(),
     massive_activations=(),
     activation_bounds=(1.0, 2.0),
-    false_alarms=FalseAlarms(100, 0, {"code": (10, 0)}),
-    canary=Canary((1, 2, 3), 4.5, 0.25),
+    false_alarms=FalseAlarms(100, 0, {"code": PromptCount(10, 0)}),
+    canary=Canary((1, 2, 3), 4.5, {"threads": 0.1}, {"float32": 0.25}),
     probes=(Probe("code", (1, 2), (3.0, 4.0)),),
 )
 SUPER_WEIGHT = SuperWeight("w", (0, 1), "0x40bc", 5.875, "confirmed", {}, loss_change=8.3)
