@@ -97,7 +97,7 @@ def zeroing(bench: Bench) -> list[tuple[str, float]]:
     layer, row, column = HARMLESS_SPIKE
     other = bench.down(layer)
     with bench.changed(other, torch.tensor([flat(other, row, column)]), 0.0):
-        rows.append((f"[{row},{column}] of layer {layer}, the largest spike", bench.perplexity()))
+        rows.append((f"[{row},{column}] of layer {layer}, the harmless spike", bench.perplexity()))
     return rows + crowds(bench, {first, second})
 
 
