@@ -122,7 +122,9 @@ class Manifest:
         Raises ManifestError when either is missing, damaged, altered or of a newer version.
         """
         path = Path(path)
-        document = _decode(_read_json(path), path.name)
+        name = path.name or str(path)
+        document = _decode(_read_json(path, name), name)
+        _check_document(document)
         sidecar = Sidecar.open(path.parent / document.sidecar.name, document.sidecar.name)
         try:
             _check_sidecar(document, sidecar)
@@ -134,9 +136,11 @@ class Manifest:
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write the manifest to ``path`` and its sidecar beside it; return the sidecar's path.
 
-        Either the old manifest or the new one is whole at any moment. Raises ManifestError.
+        Either the old manifest or the new one is whole at any moment. Raises ManifestError,
+        also where ``path`` is a file that is no manifest: it might be the weights.
         """
         path = Path(path)
+        refuse_replacing(path)
         record = self.document.sidecar
         name = sidecar_name(path, record.digest)
         document = msgspec.structs.replace(
@@ -284,9 +288,9 @@ def exact_value(scalar: str, bits: int, *, magnitude: bool = False) -> ExactValu
     return ExactValue(form.hexadecimal(bits), abs(value) if magnitude else value)
 
 
-def _read_json(path: Path) -> bytes:
+def _read_json(path: Path, name: str) -> bytes:
     try:
-        file = CheckpointFile(path.resolve(), path.name)
+        file = CheckpointFile(path.resolve(), name)
     except CheckpointError as error:
         raise ManifestError(f"cannot read the manifest: {error}") from error
     try:
@@ -317,6 +321,47 @@ def _version_message(name: str, version: str) -> str:
     if re.fullmatch(r"weightguard-manifest-v\d{1,9}", version):
         return f"{name} has format {version}, which this weightguard is too old for: update it."
     return f"{name} is not a weightguard manifest: its schema is {version[:100]!r}."
+
+
+def _check_document(document: ManifestDocument) -> None:
+    """Raise ManifestError where the manifest contradicts itself: somebody changed a part of it."""
+    tensors = document.tensors
+    names = [name for primary, r in tensors.items() for name in (primary, *r.aliases)]
+    if len(set(names)) != len(names):
+        raise ManifestError("the manifest gives one name to several tensors. Write it again.")
+    for name, record in tensors.items():
+        contradiction = _contradiction(record, recorded_view(name, record), document)
+        if contradiction:
+            raise ManifestError(
+                f"the manifest contradicts itself: tensor {name[:100]!r} {contradiction}. "
+                "Restore it or write it again."
+            )
+    weights = weights_digest(tensors)
+    if weights != document.weights:
+        raise ManifestError(
+            f"the manifest contradicts itself: its tensors amount to weights {weights}, "
+            f"it says {document.weights}. Restore it or write it again."
+        )
+
+
+def _contradiction(
+    record: TensorRecord, view: TensorView, document: ManifestDocument
+) -> str | None:
+    """Return what in a tensor's record cannot be, or None."""
+    statistics = record.statistics
+    layout, scalar = view.layout, view.dtype.scalar
+    if not record.digest.startswith(document.digest_algorithm + ":"):
+        return f"has no {document.digest_algorithm} digest"
+    if statistics.scalar != scalar:
+        return f"has statistics of {statistics.scalar[:100]!r}, not of {scalar}"
+    counted = statistics.finite + statistics.nan + statistics.inf
+    if counted != layout.rows * layout.row_scalars:
+        return f"has statistics of {counted} values, its shape has another number"
+    if statistics.zero + statistics.subnormal > statistics.finite:
+        return "has more zeros and subnormal values than finite ones"
+    if (statistics.min is None, statistics.max is None) != (not statistics.finite,) * 2:
+        return "has a least or greatest value that does not fit its counts"
+    return None
 
 
 def _check_sidecar(document: ManifestDocument, sidecar: Sidecar) -> None:
@@ -364,17 +409,53 @@ class _NoBytes:
         raise ManifestError("a manifest holds no weights")
 
 
+class _Kept(msgspec.Struct):
+    """What is read of a file that a manifest would replace."""
+
+    schema: str
+    sidecar: dict[str, Any] = {}
+
+
+def _kept(path: Path) -> _Kept | None:
+    """Return what the manifest at ``path`` says of itself, of whatever version, or None."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES or not path.is_file():
+            return None
+        # weights of many gigabytes need not be read to see that they are no JSON
+        with path.open("rb") as file:
+            if file.read(1) != b"{":
+                return None
+        kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
+    except (OSError, ValueError, RecursionError):
+        return None
+    return kept if re.fullmatch(r"weightguard-manifest-v\d{1,9}", kept.schema) else None
+
+
+def is_manifest(path: Path) -> bool:
+    """Return whether the file is a manifest of any version, by what it says of itself."""
+    return _kept(path) is not None
+
+
+def refuse_replacing(path: Path) -> None:
+    """Raise ManifestError when ``path`` is a file that holds anything but a manifest."""
+    try:
+        size = path.lstat().st_size
+    except OSError:
+        return
+    if size and not is_manifest(path):
+        raise ManifestError(
+            f"{str(path)!r} exists and is no manifest: it would be overwritten. Name another file."
+        )
+
+
 def _previous_sidecar(path: Path) -> Path | None:
     """Return the sidecar of the manifest now at ``path``, to be removed once it is replaced."""
-    try:
-        document: Any = json.loads(path.read_bytes())
-        name = document["sidecar"]["name"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+    kept = _kept(path)
+    name: object = None if kept is None else kept.sidecar.get("name")
     stem = re.escape(path.name.removesuffix(".json"))
-    owned = isinstance(name, str) and re.fullmatch(
-        rf"{stem}-[0-9a-f]{{{SIDECAR_NAME_DIGITS}}}\.sidecar", name
-    )
+    if not isinstance(name, str):
+        return None
+    owned = re.fullmatch(rf"{stem}-[0-9a-f]{{{SIDECAR_NAME_DIGITS}}}\.sidecar", name)
     return path.parent / name if owned else None
 
 
@@ -391,7 +472,9 @@ __all__ = [
     "TensorRecord",
     "encode",
     "exact_value",
+    "is_manifest",
     "recorded_view",
+    "refuse_replacing",
     "sidecar_name",
     "tensor_record",
     "weights_digest",

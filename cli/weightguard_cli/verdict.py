@@ -26,11 +26,13 @@ class Verdict:
 class Scope:
     """What was asked of the report: whether equality was at stake, and what was left out.
 
-    ``unchecked`` names what the report does not cover.
+    ``unchecked`` names what the report does not cover; ``weights`` is the identity of the
+    manifest's weights where there is one.
     """
 
     against_manifest: bool
     unchecked: tuple[str, ...] = ()
+    weights: str | None = None
 
 
 def verdict(report: Report, scope: Scope) -> Verdict:

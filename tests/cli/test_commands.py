@@ -73,7 +73,9 @@ def test_equal_weights_are_equal(
     model: Path, manifest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["verify", str(model), str(manifest)]) == 0
-    assert capsys.readouterr().out.startswith("EQUAL: all 2 tensors are those of the manifest\n")
+    text = capsys.readouterr().out
+    assert text.startswith("EQUAL: all 2 tensors are those of the manifest\n")
+    assert f"weights {json.loads(manifest.read_text())['weights']}\n" in text
     assert main(["audit", str(model), "--manifest", str(manifest)]) == 0
 
 

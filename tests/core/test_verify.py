@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -140,6 +141,42 @@ def alter_sidecar(manifest: Path) -> None:
     data = bytearray(sidecar.read_bytes())
     data[-1] ^= 1
     sidecar.write_bytes(data)
+
+
+def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def damage(manifest: Path) -> None:
+        document = json.loads(manifest.read_text())
+        change(document)
+        manifest.write_text(json.dumps(document))
+
+    return damage
+
+
+def tensor_of(document: dict[str, Any]) -> dict[str, Any]:
+    tensor: dict[str, Any] = document["tensors"]["c.bias"]
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.update(weights="0" * 64), "contradicts itself: its tensors amount"),
+        (lambda d: tensor_of(d).update(digest="blake3:" + "0" * 64), "its tensors amount"),
+        (lambda d: tensor_of(d).update(aliases=["d.bias"]), "its tensors amount"),
+        (lambda d: tensor_of(d).update(aliases=["a.weight"]), "one name to several"),
+        (lambda d: tensor_of(d).update(digest="sha256:" + "0" * 64), "has no blake3 digest"),
+        (lambda d: tensor_of(d)["statistics"].update(nan=1), "statistics of 301 values"),
+        (lambda d: tensor_of(d)["statistics"].update(zero=301), "more zeros"),
+        (lambda d: tensor_of(d)["statistics"].update(scalar="F32"), "statistics of 'F32'"),
+        (lambda d: tensor_of(d)["statistics"].update(min=None), "does not fit its counts"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_an_error(
+    tmp_path: Path, manifest: Path, change: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    edit(change)(manifest)
+    with pytest.raises(ManifestError, match=words):
+        verify(tmp_path / "base.safetensors", manifest)
 
 
 @pytest.mark.parametrize(
