@@ -16,7 +16,7 @@ from weightguard.checksums import file_digests as digest_files
 from weightguard.checksums import verify_checksums
 from weightguard.compare import Names, Observed, TensorComparison, match_names
 from weightguard.errors import CheckpointError
-from weightguard.finding import Coverage, Finding, Report, ordered
+from weightguard.finding import Coverage, Finding, Report, finding, ordered
 from weightguard.manifest import Manifest
 from weightguard.progress import Meter, Progress
 from weightguard.rules.configuration import check_config
@@ -162,7 +162,7 @@ class _Examination:
     ):
         self._checkpoint, self._manifest = checkpoint, manifest
         self._selection, self._whole_files, self._threads = selection, whole_files, threads
-        self._healths: dict[str, TensorHealth] = {}
+        self._numeric: list[Finding] = []
         self._observed = Observed()
         self._names = (
             Names({}, (), (), ()) if manifest is None else match_names(checkpoint, manifest)
@@ -211,7 +211,7 @@ class _Examination:
     def _observe(self, tensor: TensorView) -> Sequence[TensorObserver]:
         observers: list[TensorObserver] = [_Checked(tensor.name, self.checked)]
         if self._selection.any_of("WG2"):
-            observers.append(HealthObserver(tensor, self._healths))
+            observers.append(HealthObserver(tensor, self._judge_numbers))
         if self._manifest is not None:
             name = next(iter(self._names.matched.get(tensor.name, ())), None)
             record = None if name is None else self._manifest.document.tensors[name]
@@ -225,11 +225,13 @@ class _Examination:
             observers += self._recorded.observers(tensor)
         return observers
 
+    def _judge_numbers(self, health: TensorHealth) -> None:
+        self._numeric.extend([*check_numbers(health)])
+
     def _judge(self) -> Iterator[Finding]:
-        for tensor in self._checkpoint.tensors:
-            health = self._healths.get(tensor.name)
-            if health is not None:
-                yield from check_numbers(health)
+        if not self._checkpoint.tensors:
+            yield finding("WG210", "the checkpoint holds no tensor: nothing was checked")
+        yield from self._numeric
         yield from check_config(self._checkpoint)
         if self._survey is not None:
             yield from self._judge_salience(self._survey)

@@ -47,6 +47,8 @@ def verdict(report: Report, scope: Scope) -> Verdict:
         return Verdict("DIFFERENT" if equality_only else "DAMAGED", _count(report), "bad")
     if report.at_least(Severity.WARNING):
         return Verdict("SUSPECT", _count(report), "warning")
+    if not report.coverage.tensors_total and not scope.against_manifest:
+        return Verdict("EMPTY", "no tensor was there to be checked", "warning")
     tail = f", {_count(report)}" if report.findings else ""
     if scope.against_manifest:
         total = counted(report.coverage.tensors_total, "tensor")

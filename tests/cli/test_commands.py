@@ -51,6 +51,16 @@ def test_a_sound_checkpoint_is_sound_and_the_rest_is_said(
     assert captured.err == ""
 
 
+def test_an_empty_checkpoint_is_never_called_sound(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_safetensors(tmp_path / "m.safetensors", {})
+    assert main(["audit", str(model)]) == 0
+    assert capsys.readouterr().out.startswith("SUSPECT: 1 warning finding\n")
+    assert main(["audit", str(model), "--ignore", "WG210"]) == 0
+    assert capsys.readouterr().out.startswith("EMPTY: no tensor was there to be checked\n")
+
+
 def test_nan_is_found_and_placed(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overwrite_end(model, np.float32(np.nan).tobytes())
     assert main(["audit", str(model), "--format", "json"]) == 1
