@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -151,7 +152,7 @@ class Manifest:
             with atomic_write(path.parent / name) as file:
                 self.sidecar.copy_to(file)
             with atomic_write(path) as file:
-                file.write(encode(document))
+                file.writelines(encode_pieces(document))
             if previous is not None and previous != path.parent / name:
                 previous.unlink(missing_ok=True)
         except OSError as error:
@@ -229,10 +230,25 @@ def sidecar_name(path: Path, digest: str) -> str:
 
 def encode(document: ManifestDocument) -> bytes:
     """Return the canonical JSON: sorted keys, one space of indent, ASCII, shortest floats."""
-    text = json.dumps(
-        msgspec.to_builtins(document), sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False
+    return b"".join(encode_pieces(document))
+
+
+def encode_pieces(document: ManifestDocument) -> Iterator[bytes]:
+    """Yield the canonical JSON, a piece a tensor: all of it as objects takes 20 times the room."""
+    # a line break within a string would be escaped, so this line is there once
+    place = '\n "tensors": {'
+    before, after = _canonical(msgspec.structs.replace(document, tensors={})).split(place)
+    yield (before + place).encode("ascii")
+    for number, name in enumerate(sorted(document.tensors)):
+        lines = _canonical({name: document.tensors[name]}).removeprefix("{").removesuffix("\n}")
+        yield ("," * (number > 0) + lines.replace("\n", "\n ")).encode("ascii")
+    yield ("\n " * bool(document.tensors) + after + "\n").encode("ascii")
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(
+        msgspec.to_builtins(value), sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False
     )
-    return text.encode("ascii") + b"\n"
 
 
 def tensor_record(fingerprint: TensorFingerprint) -> TensorRecord:
@@ -251,14 +267,14 @@ def tensor_record(fingerprint: TensorFingerprint) -> TensorRecord:
 
 def weights_digest(tensors: dict[str, TensorRecord]) -> str:
     """Return the SHA-256 over every name, tied ones included, and its digest, in name order."""
-    digests = {
-        name: record.digest
+    named = sorted(
+        (name, record.digest)
         for primary, record in tensors.items()
         for name in (primary, *record.aliases)
-    }
+    )
     hasher = hashlib.sha256(b"weightguard-weights-v1\0")
-    for name in sorted(digests):
-        hasher.update(json.dumps([name, digests[name]]).encode("ascii") + b"\n")
+    for pair in named:
+        hasher.update(json.dumps(pair).encode("ascii") + b"\n")
     return hasher.hexdigest()
 
 
@@ -471,6 +487,7 @@ __all__ = [
     "StatisticsRecord",
     "TensorRecord",
     "encode",
+    "encode_pieces",
     "exact_value",
     "is_manifest",
     "recorded_view",

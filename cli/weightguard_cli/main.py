@@ -88,7 +88,7 @@ def _failure(error: Exception) -> str:
     if ours is not None and isinstance(error, ours.WeightguardError):
         return str(error)
     if isinstance(error, MemoryError):
-        return "not enough memory; fewer --threads need less"
+        return "not enough memory: a checkpoint of many tensors needs a few kB for each of them"
     if isinstance(error, OSError):
         named = f": {error.filename!r}" if error.filename else ""
         return f"{error.strerror or error}{named}"
