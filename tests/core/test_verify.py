@@ -58,7 +58,7 @@ def copy_under_new_name(tensors: Tensors) -> Tensors:
         (reshape, "WG404", "c.bias"),
         (retype, "WG405", "c.bias"),
         (rename, "WG406", "z.bias"),
-        (copy_under_new_name, "WG408", "d.bias"),
+        (copy_under_new_name, "WG403", "d.bias"),
     ],
 )
 def test_each_difference_has_its_one_finding(
@@ -99,6 +99,55 @@ def test_one_flip_is_located_with_values(tmp_path: Path, manifest: Path) -> None
     assert change["confirmed"]
     assert abs(float(change["new"])) > 1e30
     assert abs(float(change["old"])) < 1
+
+
+def test_a_copy_that_nobody_attested_is_an_error_and_says_what_it_copies(
+    tmp_path: Path, manifest: Path
+) -> None:
+    (found,) = findings(tmp_path, manifest, copy_under_new_name(BASE))
+    assert found.severity == "error"
+    assert found.message.endswith("it is a copy of 'c.bias'")
+
+
+@pytest.mark.parametrize("dtype", ["I64", "U64", "F64", "C64"])
+def test_both_words_of_an_element_are_one_change(tmp_path: Path, dtype: str) -> None:
+    name, shape, data = random_tensor(dtype, (50, 70), 4)
+    path = tmp_path / "wide.weightguard.json"
+    with fingerprint(
+        write_safetensors(tmp_path / "wide.safetensors", {"w": (name, shape, data)})
+    ) as made:
+        made.write(path)
+    damaged = bytearray(data)
+    places = {(3, 17): 0xFFFF_0000_0000_0001, (40, 69): 0x8000_0000_0F00_0000}
+    for (row, column), flips in places.items():
+        at = 8 * (70 * row + column)
+        value = int.from_bytes(damaged[at : at + 8], "little") ^ flips
+        damaged[at : at + 8] = value.to_bytes(8, "little")
+    (found,) = findings(tmp_path, path, {"w": (name, shape, bytes(damaged))})
+    elements = found.evidence["elements"]
+    assert {tuple(e["index"]) for e in elements} == set(places)
+    assert all(e["confirmed"] for e in elements)
+    if dtype != "C64":
+        assert {int(e["old_bits"], 16) ^ int(e["new_bits"], 16) for e in elements} == set(
+            places.values()
+        )
+
+
+def test_what_the_residues_cannot_tell_is_not_claimed(tmp_path: Path) -> None:
+    name, shape, data = random_tensor("I64", (50, 200), 4)
+    path = tmp_path / "wide.weightguard.json"
+    with fingerprint(
+        write_safetensors(tmp_path / "wide.safetensors", {"w": (name, shape, data)})
+    ) as made:
+        made.write(path)
+    damaged = bytearray(data)
+    # the sum stays, so nothing tells where the two words are
+    low, high = (int.from_bytes(damaged[at : at + 4], "little") for at in (80, 84))
+    damaged[80:84], damaged[84:88] = high.to_bytes(4, "little"), low.to_bytes(4, "little")
+    (found,) = findings(tmp_path, path, {"w": (name, shape, bytes(damaged))})
+    assert found.message == (
+        "1 block and 1 residue row differ; one element or several changed in each of these rows"
+    )
 
 
 def test_two_changes_in_a_row_are_never_confirmed_as_one(tmp_path: Path, manifest: Path) -> None:
