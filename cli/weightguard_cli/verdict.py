@@ -51,8 +51,9 @@ def verdict(report: Report, scope: Scope) -> Verdict:
         return Verdict("EMPTY", "no tensor was there to be checked", "warning")
     tail = f", {_count(report)}" if report.findings else ""
     if scope.against_manifest:
-        total = counted(report.coverage.tensors_total, "tensor")
-        return Verdict("EQUAL", f"all {total} are those of the manifest{tail}", "good")
+        number = report.coverage.tensors_total
+        those = f"all {number:,} tensors are those" if number != 1 else "the one tensor is that"
+        return Verdict("EQUAL", f"{those} of the manifest{tail}", "good")
     return Verdict("SOUND", f"nothing above info{tail}" if tail else "no findings", "good")
 
 
