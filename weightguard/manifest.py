@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from weightguard.atomic import atomic_write
+from weightguard.atomic import atomic_write, remove_abandoned
 from weightguard.calibration import Calibration
 from weightguard.checkpoint.files import CheckpointFile
 from weightguard.errors import CheckpointError, ManifestError
@@ -155,6 +155,7 @@ class Manifest:
                 file.writelines(encode_pieces(document))
             if previous is not None and previous != path.parent / name:
                 previous.unlink(missing_ok=True)
+            remove_abandoned(path.parent, _sidecar_pattern(path))
         except OSError as error:
             raise ManifestError(
                 f"cannot write {path}: {error.strerror}. Check the folder and the free space."
@@ -468,11 +469,14 @@ def _previous_sidecar(path: Path) -> Path | None:
     """Return the sidecar of the manifest now at ``path``, to be removed once it is replaced."""
     kept = _kept(path)
     name: object = None if kept is None else kept.sidecar.get("name")
-    stem = re.escape(path.name.removesuffix(".json"))
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not re.fullmatch(_sidecar_pattern(path), name):
         return None
-    owned = re.fullmatch(rf"{stem}-[0-9a-f]{{{SIDECAR_NAME_DIGITS}}}\.sidecar", name)
-    return path.parent / name if owned else None
+    return path.parent / name
+
+
+def _sidecar_pattern(path: Path) -> str:
+    stem = re.escape(path.name.removesuffix(".json"))
+    return rf"{stem}-[0-9a-f]{{{SIDECAR_NAME_DIGITS}}}\.sidecar"
 
 
 __all__ = [
