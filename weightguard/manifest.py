@@ -378,7 +378,35 @@ def _contradiction(
         return "has more zeros and subnormal values than finite ones"
     if (statistics.min is None, statistics.max is None) != (not statistics.finite,) * 2:
         return "has a least or greatest value that does not fit its counts"
+    return _impossible_range(statistics)
+
+
+def _impossible_range(statistics: StatisticsRecord) -> str | None:
+    scalar, least, most, absmax = (
+        statistics.scalar, statistics.min, statistics.max, statistics.absmax
+    )  # fmt: skip
+    signed = [_means(scalar, value, magnitude=False) for value in (least, most) if value]
+    if not all([*signed, _means(scalar, absmax, magnitude=True)]):
+        return "has bits and values that differ"
+    if least is None or most is None:
+        return None
+    low, high = least.value, most.value
+    if absmax.value != max(abs(low), abs(high)):
+        return "has a greatest magnitude that is none of its extremes"
+    # sums are rounded, and capped where they overflow
+    slack = 1e-4 * absmax.value
+    if not low - slack <= statistics.mean <= high + slack:
+        return "has a mean outside its range"
+    if not 0 <= statistics.rms <= absmax.value + slack:
+        return "has a root mean square that its range rules out"
     return None
+
+
+def _means(scalar: str, exact: ExactValue, *, magnitude: bool) -> bool:
+    bits = int(exact.bits, 16)
+    if bits > FORMATS[scalar].mask:
+        return False
+    return exact_value(scalar, bits, magnitude=magnitude) == exact
 
 
 def _check_sidecar(document: ManifestDocument, sidecar: Sidecar) -> None:

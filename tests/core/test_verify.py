@@ -218,6 +218,14 @@ def tensor_of(document: dict[str, Any]) -> dict[str, Any]:
         (lambda d: tensor_of(d)["statistics"].update(zero=301), "more zeros"),
         (lambda d: tensor_of(d)["statistics"].update(scalar="F32"), "statistics of 'F32'"),
         (lambda d: tensor_of(d)["statistics"].update(min=None), "does not fit its counts"),
+        (lambda d: tensor_of(d)["statistics"].update(mean=99.0), "mean outside"),
+        (lambda d: tensor_of(d)["statistics"].update(rms=99.0), "root mean square"),
+        (lambda d: tensor_of(d)["statistics"]["max"].update(value=9.0), "bits and values"),
+        (lambda d: tensor_of(d)["statistics"]["max"].update(bits="0xfffffff"), "bits and values"),
+        (
+            lambda d: tensor_of(d)["statistics"].update(absmax={"bits": "0x3c00", "value": 1.0}),
+            "none of its extremes",
+        ),
     ],
 )
 def test_a_manifest_that_contradicts_itself_is_an_error(
