@@ -15,15 +15,15 @@ from weightguard.checkpoint import Checkpoint, open_checkpoint
 from weightguard.checksums import file_digests as digest_files
 from weightguard.checksums import verify_checksums
 from weightguard.compare import Names, Observed, TensorComparison, match_names
-from weightguard.errors import CheckpointError
-from weightguard.finding import Coverage, FilesBeside, Finding, Report, ordered
+from weightguard.errors import CheckpointError, WeightguardError
+from weightguard.finding import Coverage, FilesBeside, Finding, Report, finding, ordered
 from weightguard.manifest import Manifest
 from weightguard.progress import Meter, Progress
 from weightguard.rules.configuration import check_config
 from weightguard.rules.equality import check_equality, check_files
 from weightguard.rules.health import HealthObserver, TensorHealth
 from weightguard.rules.numeric import check_numbers
-from weightguard.rules.selection import Selection
+from weightguard.rules.selection import Codes, Selection
 from weightguard.rules.superweights import check_lineages, check_salience, check_scales
 from weightguard.salience_changes import SalienceComparison
 from weightguard.salient import Salience
@@ -36,6 +36,9 @@ from weightguard.tensor import TensorView
 SURVEYED = ("WG301", "WG302", "WG303", "WG304")
 """The rules that need a survey of what stands out in the weights."""
 
+COMPARING = ("WG305", "WG306", "WG4")
+"""The rules that need a manifest."""
+
 ManifestLike = Manifest | str | os.PathLike[str]
 
 
@@ -43,8 +46,8 @@ def audit(
     path: str | os.PathLike[str],
     *,
     manifest: ManifestLike | None = None,
-    select: Sequence[str] = (),
-    ignore: Sequence[str] = (),
+    select: Codes = (),
+    ignore: Codes = (),
     file_digests: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -54,9 +57,15 @@ def audit(
     With a manifest, equality with it is checked in the same pass. ``file_digests`` also hashes
     whole files and compares those that are named by their digest or listed in the manifest.
     A checkpoint that cannot be read gives a report that is not complete. Raises ManifestError
-    for an unusable manifest and WeightguardError for an unknown rule code.
+    for an unusable manifest and WeightguardError for an unknown rule code, or where every rule
+    that is left needs a manifest and none is given.
     """
     selection = Selection.of(select, ignore)
+    if manifest is None and all(code.startswith(COMPARING) for code in selection.codes):
+        raise WeightguardError(
+            f"the selected rules compare with a manifest ({', '.join(sorted(selection.codes))}), "
+            "and none is given: nothing would be checked."
+        )
     with _opened(manifest) as recorded:
         return _examine(Path(path), recorded, selection, file_digests, threads, progress)
 
@@ -72,7 +81,7 @@ def verify(
 
     File digests are compared when the manifest holds them. Raises ManifestError.
     """
-    selection = Selection.of(["WG1", "WG305", "WG306", "WG4"])
+    selection = Selection.of(["WG1", *COMPARING])
     with _opened(manifest) as recorded:
         assert recorded is not None
         whole_files = bool(recorded.document.files)
@@ -165,7 +174,7 @@ class _Examination:
     ):
         self._checkpoint, self._manifest = checkpoint, manifest
         self._selection, self._whole_files, self._threads = selection, whole_files, threads
-        self._healths: dict[str, TensorHealth] = {}
+        self._numeric: list[Finding] = []
         self._observed = Observed()
         self._names = (
             Names({}, (), (), ()) if manifest is None else match_names(checkpoint, manifest)
@@ -214,7 +223,7 @@ class _Examination:
     def _observe(self, tensor: TensorView) -> Sequence[TensorObserver]:
         observers: list[TensorObserver] = [_Checked(tensor.name, self.checked)]
         if self._selection.any_of("WG2"):
-            observers.append(HealthObserver(tensor, self._healths))
+            observers.append(HealthObserver(tensor, self._judge_numbers))
         if self._manifest is not None:
             name = next(iter(self._names.matched.get(tensor.name, ())), None)
             record = None if name is None else self._manifest.document.tensors[name]
@@ -228,11 +237,13 @@ class _Examination:
             observers += self._recorded.observers(tensor)
         return observers
 
+    def _judge_numbers(self, health: TensorHealth) -> None:
+        self._numeric.extend([*check_numbers(health)])
+
     def _judge(self) -> Iterator[Finding]:
-        for tensor in self._checkpoint.tensors:
-            health = self._healths.get(tensor.name)
-            if health is not None:
-                yield from check_numbers(health)
+        if not self._checkpoint.tensors:
+            yield finding("WG210", "the checkpoint holds no tensor: nothing was checked")
+        yield from self._numeric
         yield from check_config(self._checkpoint)
         if self._survey is not None:
             yield from self._judge_salience(self._survey)

@@ -246,7 +246,7 @@ _RULES = (
         _ERROR,
         "A weight matrix is zero everywhere.",
         "A lost block, an unwritten shard or an untrained tensor looks like this.",
-        "Restore the tensor; if the zeros are meant, ignore this rule for it.",
+        "Restore the tensor; where zeros are meant, as before training, ignore this rule.",
     ),
     Rule(
         "WG204",
@@ -261,7 +261,7 @@ _RULES = (
         "dead-rows",
         _WARNING,
         "Rows of a weight matrix are zero while others are not.",
-        "Zeroed pages and lost blocks leave dead output channels.",
+        "Zeroed pages and lost blocks leave dead output channels; a part of a row is not seen.",
         "Compare with a trusted copy; pruned models may ignore this rule.",
     ),
     Rule(
@@ -276,7 +276,7 @@ _RULES = (
         "WG207",
         "absurd-value",
         _CRITICAL,
-        "A few values lie orders of magnitude beyond everything else in their tensor.",
+        "Values lie orders of magnitude beyond everything else in their tensor.",
         "A flipped exponent bit or foreign bytes look like this, and one can ruin a model.",
         "Compare the named elements with a trusted copy and restore them.",
     ),
@@ -295,6 +295,14 @@ _RULES = (
         "Statistics of a tensor were taken on its raw blocks.",
         "weightguard does not dequantise this type, so numeric rules cannot judge its values.",
         "Nothing to do: the bytes are hashed and compared like any others.",
+    ),
+    Rule(
+        "WG210",
+        "no-tensors",
+        _WARNING,
+        "The checkpoint holds no tensor.",
+        "An emptied file has nothing wrong in it, and a model loaded from it has random weights.",
+        "Fetch the checkpoint again, or give the file that holds its weights.",
     ),
     Rule(
         "WG301",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +15,12 @@ from weightguard.scan.formats import FORMATS
 from weightguard.tensor import TensorView
 
 MODULUS = 1 << 64
+MAX_EXACT_WORDS = 1 << 29
+"""Words of a row up to which weighted sums of two changes do not wrap around."""
+MAX_TRIALS = 64
+"""Explanations of one block's rows that are compared with its digest."""
+MAX_PAIRS = 64
+"""Elements of two words that are tried for one row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +91,44 @@ def changed_word(tensor: TensorView, delta: RowDelta) -> WordChange | None:
     return WordChange(delta.row, offset, width, old, new)
 
 
+def changed_pairs(tensor: TensorView, delta: RowDelta) -> list[tuple[WordChange, ...]]:
+    """Return the changes of both words of one 8-byte element that explain ``delta``.
+
+    Deltas a and b of words 2k and 2k + 1 give sum = a + b and weighted = 2k * sum + b. For each k
+    that follows from b below 2^32 in absolute value: about 2^32 / |sum| of them, so that few are
+    left unless the sum is small, and none is known where it is 0. A block's digest must decide.
+    """
+    if tensor.dtype.block_bytes != 2 * tensor.dtype.word_bytes or tensor.dtype.word_bytes != 4:
+        return []
+    total, weighted = _signed(delta.sum), _signed(delta.weighted)
+    elements = tensor.layout.row_words // 2
+    if elements >= MAX_EXACT_WORDS // 2:
+        return []
+    first, last = 0, elements - 1
+    if total:
+        ends = sorted((weighted + sign * (1 << 32)) // (2 * total) for sign in (-1, 1))
+        first, last = max(ends[0], first), min(ends[1] + 1, last)
+    if last - first >= MAX_PAIRS:
+        return []
+    places = range(first, last + 1)
+    pairs = (_pair(tensor, delta.row, k, total, weighted - 2 * k * total) for k in places)
+    return [pair for pair in pairs if pair is not None]
+
+
+def _pair(
+    tensor: TensorView, row: int, place: int, total: int, second: int
+) -> tuple[WordChange, ...] | None:
+    offset = row * tensor.layout.row_bytes + 8 * place
+    new = int.from_bytes(tensor.read(offset, offset + 8), "little")
+    words = []
+    for at, change in ((0, total - second), (4, second)):
+        now = new >> 8 * at & 0xFFFFFFFF
+        if not change or not 0 <= now - change < 1 << 32:
+            return None
+        words.append(WordChange(row, offset + at, 4, now - change, now))
+    return tuple(words)
+
+
 def _column(delta: RowDelta) -> int | None:
     if delta.sum == 0:
         return None
@@ -100,31 +145,29 @@ def _signed(value: int) -> int:
     return value - MODULUS if value >> 63 else value
 
 
-def confirmed_blocks(
-    tensor: TensorView, changes: Sequence[WordChange], expected: NDArray[np.uint8]
-) -> frozenset[int]:
-    """Return the blocks whose digest matches once the old words are put back.
+class _Block:
+    """A damaged block, read once, whose digest says which old words were there."""
 
-    ``expected`` holds the manifest's block digests, uint8 of shape (blocks, 16). Reads each
-    touched block once; nothing is written.
-    """
-    by_block: dict[int, list[WordChange]] = defaultdict(list)
-    for change in changes:
-        by_block[change.block].append(change)
-    confirmed = set()
-    for block, words in by_block.items():
-        start = block * BLOCK_BYTES
-        data = tensor.read(start, min(start + BLOCK_BYTES, tensor.nbytes))
-        for word in words:
-            at = word.offset - start
+    def __init__(self, tensor: TensorView, block: int, expected: NDArray[np.uint8]):
+        self._start = block * BLOCK_BYTES
+        self._data = tensor.read(self._start, min(self._start + BLOCK_BYTES, tensor.nbytes))
+        self._expected: bytes = expected[block].tobytes()
+
+    def confirms(self, changes: Iterable[WordChange]) -> bool:
+        """Return whether the block's digest matches once the old words are put back."""
+        data = bytearray(self._data)
+        for word in changes:
+            at = word.offset - self._start
             data[at : at + word.width] = word.old.to_bytes(word.width, "little")
-        if block_digest(memoryview(data)) == expected[block].tobytes():
-            confirmed.add(block)
-    return frozenset(confirmed)
+        return block_digest(memoryview(data)) == self._expected
 
 
-def changed_elements(tensor: TensorView, change: WordChange) -> list[ElementChange]:
-    """Return the elements that a changed word belongs to; two where sub-byte neighbours moved."""
+def changed_elements(tensor: TensorView, words: Sequence[WordChange]) -> list[ElementChange]:
+    """Return the elements that changed words of one dtype block belong to.
+
+    They are two where sub-byte neighbours or both parts of a complex number moved.
+    """
+    change = words[0]
     dtype = tensor.dtype
     group = change.offset // dtype.block_bytes
     first = group * dtype.block_elements
@@ -134,8 +177,9 @@ def changed_elements(tensor: TensorView, change: WordChange) -> list[ElementChan
         return [ElementChange(change.row, index, change.old, change.new, bits, None, False)]
     start = group * dtype.block_bytes
     new = int.from_bytes(tensor.read(start, start + dtype.block_bytes), "little")
-    shift = 8 * (change.offset - start)
-    old = new ^ (change.old ^ change.new) << shift
+    old = new
+    for word in words:
+        old ^= (word.old ^ word.new) << 8 * (word.offset - start)
     form = FORMATS[dtype.scalar]
     mask = (1 << form.bits) - 1
     changes = []
@@ -157,11 +201,41 @@ def locate(
     deltas: Sequence[RowDelta],
     expected: NDArray[np.uint8],
 ) -> list[ElementChange]:
-    """Return the single elements that explain the damaged rows, confirmed where they can be."""
-    words = [word for delta in deltas if (word := changed_word(tensor, delta)) is not None]
-    confirmed = confirmed_blocks(tensor, words, expected)
+    """Return the single elements that explain the damaged rows, confirmed where they can be.
+
+    ``expected`` holds the manifest's block digests, uint8 of shape (blocks, 16). Reads each
+    touched block once; nothing is written.
+    """
+    by_block: dict[int, list[list[tuple[WordChange, ...]]]] = defaultdict(list)
+    for delta in deltas:
+        explanations = _explanations(tensor, delta)
+        if explanations:
+            by_block[explanations[0][0].block].append(explanations)
     return [
-        replace(element, confirmed=word.block in confirmed)
-        for word in words
-        for element in changed_elements(tensor, word)
+        replace(element, confirmed=confirmed)
+        for block, rows in by_block.items()
+        for words, confirmed in _chosen(_Block(tensor, block, expected), rows)
+        for element in changed_elements(tensor, words)
     ]
+
+
+def _explanations(tensor: TensorView, delta: RowDelta) -> list[tuple[WordChange, ...]]:
+    """Return the changes within one element that explain a row; one block holds them all."""
+    word = changed_word(tensor, delta)
+    found: list[tuple[WordChange, ...]] = [] if word is None else [(word,)]
+    found += changed_pairs(tensor, delta)
+    return [words for words in found if words[0].block == found[0][0].block]
+
+
+def _chosen(
+    block: _Block, rows: Sequence[Sequence[tuple[WordChange, ...]]]
+) -> Iterable[tuple[tuple[WordChange, ...], bool]]:
+    """Yield one explanation for each row of a block, and whether the block's digest agrees.
+
+    Without a digest that agrees only single words are left, which need no second guess.
+    """
+    for choice in itertools.islice(itertools.product(*rows), MAX_TRIALS):
+        if block.confirms(itertools.chain.from_iterable(choice)):
+            yield from ((words, True) for words in choice)
+            return
+    yield from ((row[0], False) for row in rows if len(row[0]) == 1)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from weightguard.atomic import atomic_write
+from weightguard.atomic import atomic_write, remove_abandoned
 from weightguard.calibration import Calibration
 from weightguard.checkpoint.files import CheckpointFile
 from weightguard.errors import CheckpointError, ManifestError
@@ -122,7 +123,9 @@ class Manifest:
         Raises ManifestError when either is missing, damaged, altered or of a newer version.
         """
         path = Path(path)
-        document = _decode(_read_json(path), path.name)
+        name = path.name or str(path)
+        document = _decode(_read_json(path, name), name)
+        _check_document(document)
         sidecar = Sidecar.open(path.parent / document.sidecar.name, document.sidecar.name)
         try:
             _check_sidecar(document, sidecar)
@@ -134,9 +137,11 @@ class Manifest:
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write the manifest to ``path`` and its sidecar beside it; return the sidecar's path.
 
-        Either the old manifest or the new one is whole at any moment. Raises ManifestError.
+        Either the old manifest or the new one is whole at any moment. Raises ManifestError,
+        also where ``path`` is a file that is no manifest: it might be the weights.
         """
         path = Path(path)
+        refuse_replacing(path)
         record = self.document.sidecar
         name = sidecar_name(path, record.digest)
         document = msgspec.structs.replace(
@@ -147,9 +152,10 @@ class Manifest:
             with atomic_write(path.parent / name) as file:
                 self.sidecar.copy_to(file)
             with atomic_write(path) as file:
-                file.write(encode(document))
+                file.writelines(encode_pieces(document))
             if previous is not None and previous != path.parent / name:
                 previous.unlink(missing_ok=True)
+            remove_abandoned(path.parent, _sidecar_pattern(path))
         except OSError as error:
             raise ManifestError(
                 f"cannot write {path}: {error.strerror}. Check the folder and the free space."
@@ -225,10 +231,25 @@ def sidecar_name(path: Path, digest: str) -> str:
 
 def encode(document: ManifestDocument) -> bytes:
     """Return the canonical JSON: sorted keys, one space of indent, ASCII, shortest floats."""
-    text = json.dumps(
-        msgspec.to_builtins(document), sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False
+    return b"".join(encode_pieces(document))
+
+
+def encode_pieces(document: ManifestDocument) -> Iterator[bytes]:
+    """Yield the canonical JSON, a piece a tensor: all of it as objects takes 20 times the room."""
+    # a line break within a string would be escaped, so this line is there once
+    place = '\n "tensors": {'
+    before, after = _canonical(msgspec.structs.replace(document, tensors={})).split(place)
+    yield (before + place).encode("ascii")
+    for number, name in enumerate(sorted(document.tensors)):
+        lines = _canonical({name: document.tensors[name]}).removeprefix("{").removesuffix("\n}")
+        yield ("," * (number > 0) + lines.replace("\n", "\n ")).encode("ascii")
+    yield ("\n " * bool(document.tensors) + after + "\n").encode("ascii")
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(
+        msgspec.to_builtins(value), sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False
     )
-    return text.encode("ascii") + b"\n"
 
 
 def tensor_record(fingerprint: TensorFingerprint) -> TensorRecord:
@@ -247,14 +268,14 @@ def tensor_record(fingerprint: TensorFingerprint) -> TensorRecord:
 
 def weights_digest(tensors: dict[str, TensorRecord]) -> str:
     """Return the SHA-256 over every name, tied ones included, and its digest, in name order."""
-    digests = {
-        name: record.digest
+    named = sorted(
+        (name, record.digest)
         for primary, record in tensors.items()
         for name in (primary, *record.aliases)
-    }
+    )
     hasher = hashlib.sha256(b"weightguard-weights-v1\0")
-    for name in sorted(digests):
-        hasher.update(json.dumps([name, digests[name]]).encode("ascii") + b"\n")
+    for pair in named:
+        hasher.update(json.dumps(pair).encode("ascii") + b"\n")
     return hasher.hexdigest()
 
 
@@ -284,9 +305,9 @@ def exact_value(scalar: str, bits: int, *, magnitude: bool = False) -> ExactValu
     return ExactValue(form.hexadecimal(bits), abs(value) if magnitude else value)
 
 
-def _read_json(path: Path) -> bytes:
+def _read_json(path: Path, name: str) -> bytes:
     try:
-        file = CheckpointFile(path.resolve(), path.name)
+        file = CheckpointFile(path.resolve(), name)
     except CheckpointError as error:
         raise ManifestError(f"cannot read the manifest: {error}") from error
     try:
@@ -317,6 +338,75 @@ def _version_message(name: str, version: str) -> str:
     if re.fullmatch(r"weightguard-manifest-v\d{1,9}", version):
         return f"{name} has format {version}, which this weightguard is too old for: update it."
     return f"{name} is not a weightguard manifest: its schema is {version[:100]!r}."
+
+
+def _check_document(document: ManifestDocument) -> None:
+    """Raise ManifestError where the manifest contradicts itself: somebody changed a part of it."""
+    tensors = document.tensors
+    names = [name for primary, r in tensors.items() for name in (primary, *r.aliases)]
+    if len(set(names)) != len(names):
+        raise ManifestError("the manifest gives one name to several tensors. Write it again.")
+    for name, record in tensors.items():
+        contradiction = _contradiction(record, recorded_view(name, record), document)
+        if contradiction:
+            raise ManifestError(
+                f"the manifest contradicts itself: tensor {name[:100]!r} {contradiction}. "
+                "Restore it or write it again."
+            )
+    weights = weights_digest(tensors)
+    if weights != document.weights:
+        raise ManifestError(
+            f"the manifest contradicts itself: its tensors amount to weights {weights}, "
+            f"it says {document.weights}. Restore it or write it again."
+        )
+
+
+def _contradiction(
+    record: TensorRecord, view: TensorView, document: ManifestDocument
+) -> str | None:
+    """Return what in a tensor's record cannot be, or None."""
+    statistics = record.statistics
+    layout, scalar = view.layout, view.dtype.scalar
+    if not record.digest.startswith(document.digest_algorithm + ":"):
+        return f"has no {document.digest_algorithm} digest"
+    if statistics.scalar != scalar:
+        return f"has statistics of {statistics.scalar[:100]!r}, not of {scalar}"
+    counted = statistics.finite + statistics.nan + statistics.inf
+    if counted != layout.rows * layout.row_scalars:
+        return f"has statistics of {counted} values, its shape has another number"
+    if statistics.zero + statistics.subnormal > statistics.finite:
+        return "has more zeros and subnormal values than finite ones"
+    if (statistics.min is None, statistics.max is None) != (not statistics.finite,) * 2:
+        return "has a least or greatest value that does not fit its counts"
+    return _impossible_range(statistics)
+
+
+def _impossible_range(statistics: StatisticsRecord) -> str | None:
+    scalar, least, most, absmax = (
+        statistics.scalar, statistics.min, statistics.max, statistics.absmax
+    )  # fmt: skip
+    signed = [_means(scalar, value, magnitude=False) for value in (least, most) if value]
+    if not all([*signed, _means(scalar, absmax, magnitude=True)]):
+        return "has bits and values that differ"
+    if least is None or most is None:
+        return None
+    low, high = least.value, most.value
+    if absmax.value != max(abs(low), abs(high)):
+        return "has a greatest magnitude that is none of its extremes"
+    # sums are rounded, and capped where they overflow
+    slack = 1e-4 * absmax.value
+    if not low - slack <= statistics.mean <= high + slack:
+        return "has a mean outside its range"
+    if not 0 <= statistics.rms <= absmax.value + slack:
+        return "has a root mean square that its range rules out"
+    return None
+
+
+def _means(scalar: str, exact: ExactValue, *, magnitude: bool) -> bool:
+    bits = int(exact.bits, 16)
+    if bits > FORMATS[scalar].mask:
+        return False
+    return exact_value(scalar, bits, magnitude=magnitude) == exact
 
 
 def _check_sidecar(document: ManifestDocument, sidecar: Sidecar) -> None:
@@ -364,18 +454,57 @@ class _NoBytes:
         raise ManifestError("a manifest holds no weights")
 
 
+class _Kept(msgspec.Struct):
+    """What is read of a file that a manifest would replace."""
+
+    schema: str
+    sidecar: dict[str, Any] = {}
+
+
+def _kept(path: Path) -> _Kept | None:
+    """Return what the manifest at ``path`` says of itself, of whatever version, or None."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES or not path.is_file():
+            return None
+        # weights of many gigabytes need not be read to see that they are no JSON
+        with path.open("rb") as file:
+            if file.read(1) != b"{":
+                return None
+        kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
+    except (OSError, ValueError, RecursionError):
+        return None
+    return kept if re.fullmatch(r"weightguard-manifest-v\d{1,9}", kept.schema) else None
+
+
+def is_manifest(path: Path) -> bool:
+    """Return whether the file is a manifest of any version, by what it says of itself."""
+    return _kept(path) is not None
+
+
+def refuse_replacing(path: Path) -> None:
+    """Raise ManifestError when ``path`` is a file that holds anything but a manifest."""
+    try:
+        size = path.lstat().st_size
+    except OSError:
+        return
+    if size and not is_manifest(path):
+        raise ManifestError(
+            f"{str(path)!r} exists and is no manifest: it would be overwritten. Name another file."
+        )
+
+
 def _previous_sidecar(path: Path) -> Path | None:
     """Return the sidecar of the manifest now at ``path``, to be removed once it is replaced."""
-    try:
-        document: Any = json.loads(path.read_bytes())
-        name = document["sidecar"]["name"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    kept = _kept(path)
+    name: object = None if kept is None else kept.sidecar.get("name")
+    if not isinstance(name, str) or not re.fullmatch(_sidecar_pattern(path), name):
         return None
+    return path.parent / name
+
+
+def _sidecar_pattern(path: Path) -> str:
     stem = re.escape(path.name.removesuffix(".json"))
-    owned = isinstance(name, str) and re.fullmatch(
-        rf"{stem}-[0-9a-f]{{{SIDECAR_NAME_DIGITS}}}\.sidecar", name
-    )
-    return path.parent / name if owned else None
+    return rf"{stem}-[0-9a-f]{{{SIDECAR_NAME_DIGITS}}}\.sidecar"
 
 
 __all__ = [
@@ -390,8 +519,11 @@ __all__ = [
     "StatisticsRecord",
     "TensorRecord",
     "encode",
+    "encode_pieces",
     "exact_value",
+    "is_manifest",
     "recorded_view",
+    "refuse_replacing",
     "sidecar_name",
     "tensor_record",
     "weights_digest",

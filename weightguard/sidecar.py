@@ -8,7 +8,7 @@ not grow with the checkpoint.
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable
@@ -49,7 +49,7 @@ class ArraySpec:
     @property
     def row_bytes(self) -> int:
         """The size in bytes of one step along the first axis."""
-        return self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
+        return self.dtype.itemsize * math.prod(self.shape[1:])
 
     @property
     def nbytes(self) -> int:
@@ -81,18 +81,17 @@ class SidecarWriter:
     def __init__(self, specs: Iterable[ArraySpec]):
         # widest elements first, so that every array is aligned to its element
         ordered = sorted(specs, key=lambda spec: -spec.dtype.itemsize)
-        header: dict[str, Any] = {}
-        self._starts: dict[str, tuple[int, ArraySpec]] = {}
+        header: list[str] = []
+        self._starts: dict[str, tuple[int, int]] = {}
         end = 0
         for spec in ordered:
-            header[spec.name] = {
-                "dtype": _DTYPE_NAMES[spec.dtype.name],
-                "shape": spec.shape,
-                "data_offsets": (end, end + spec.nbytes),
-            }
-            self._starts[spec.name] = (end, spec)
-            end += spec.nbytes
-        text = json.dumps(header, separators=(",", ":")).encode()
+            stop = end + spec.nbytes
+            header.append(_header_entry(spec, end, stop))
+            self._starts[spec.name] = (end, spec.row_bytes)
+            end = stop
+        del ordered
+        text = f"{{{','.join(header)}}}".encode()
+        del header
         text += b" " * (-len(text) % 8)
         self._data = 8 + len(text)
         self.file: IO[bytes] = tempfile.TemporaryFile(prefix="weightguard-")  # noqa: SIM115
@@ -102,18 +101,28 @@ class SidecarWriter:
 
     def write(self, name: str, first: int, rows: NDArray[Any]) -> None:
         """Write ``rows`` at index ``first`` of the first axis of array ``name``."""
-        start, spec = self._starts[name]
+        start, row_bytes = self._starts[name]
         data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
-        offset = self._data + start + first * spec.row_bytes
+        offset = self._data + start + first * row_bytes
         while data:
             written = os.pwrite(self.file.fileno(), data, offset)
             data, offset = data[written:], offset + written
 
     def finish(self) -> Sidecar:
         """Return what was written, opened for reading; nothing can be written after it."""
+        self._starts = {}
         sidecar = Sidecar.parse(CheckpointFile.adopt(self.file.fileno(), "sidecar"))
         self.file.close()
         return sidecar
+
+
+def _header_entry(spec: ArraySpec, start: int, stop: int) -> str:
+    # names are our own: nothing in them needs an escape
+    shape = ",".join(map(str, spec.shape))
+    return (
+        f'"{spec.name}":{{"dtype":"{_DTYPE_NAMES[spec.dtype.name]}","shape":[{shape}],'
+        f'"data_offsets":[{start},{stop}]}}'
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,9 @@ class Survey:
         return Outstanding(salience, lineages)
 
     def _take(self, tensor: TensorView, extremes: Extremes) -> None:
-        self._channels[tensor.name] = outlier_channels(tensor, extremes)
+        channels = outlier_channels(tensor, extremes)
+        if channels:
+            self._channels[tensor.name] = channels
         if tensor.name in self._kept:
             self._extremes[tensor.name] = extremes
 

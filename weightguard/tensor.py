@@ -6,6 +6,7 @@ stores them. Everything weightguard computes is a function of (dtype, shape, can
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +16,10 @@ MIN_ROW_ELEMENTS = 64
 
 MAX_DIMENSIONS = 64
 """No known format writes more; a header that claims more is damaged or hostile."""
+
+
+LAYOUTS_KEPT = 1024
+"""Layouts that are not computed again; the tensors of a model share a few shapes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +138,7 @@ class RowLayout:
     row_scalars: int
 
 
+@functools.lru_cache(LAYOUTS_KEPT)
 def row_layout(dtype: DType, shape: tuple[int, ...]) -> RowLayout:
     """Return the row layout of a tensor (fingerprint-v1, section 4).
 

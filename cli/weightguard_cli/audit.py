@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -55,27 +56,33 @@ def audit(
 
     Exit status: 0 nothing at or above --fail-on, 1 findings, 2 could not complete.
     """
+    from weightguard import Manifest
     from weightguard import audit as examine
     from weightguard_cli.conclude import Delivery, conclude
-    from weightguard_cli.output import check_target
+    from weightguard_cli.target import check_report_target
     from weightguard_cli.verdict import Scope
 
-    check_target(output, path, *([manifest] if manifest else []))
+    check_report_target(output, path, *([manifest] if manifest else []))
     unchecked = tuple(_unchecked(manifest is not None, select, ignore, file_digests))
-    return conclude(
-        "audit",
-        lambda progress: examine(
-            path,
-            manifest=manifest,
-            select=select,
-            ignore=ignore,
-            file_digests=file_digests,
-            threads=threads,
-            progress=progress,
-        ),
-        Scope(manifest is not None and not select and not ignore, unchecked),
-        Delivery(output_format, output, fail_on),
-    )
+    with Manifest.read(manifest) if manifest else nullcontext() as expected:
+        return conclude(
+            "audit",
+            lambda progress: examine(
+                path,
+                manifest=expected,
+                select=select,
+                ignore=ignore,
+                file_digests=file_digests,
+                threads=threads,
+                progress=progress,
+            ),
+            Scope(
+                expected is not None and not select and not ignore,
+                unchecked,
+                None if expected is None else expected.document.weights,
+            ),
+            Delivery(output_format, output, fail_on),
+        )
 
 
 def _unchecked(

@@ -46,9 +46,10 @@ def calibrate(
     from weightguard_cli.calibration_text import calibration_lines
     from weightguard_cli.escape import escape_name, guard_lines
     from weightguard_cli.json_output import json_text
-    from weightguard_cli.output import check_target, deliver
+    from weightguard_cli.output import deliver
     from weightguard_cli.progress import ProgressBar
     from weightguard_cli.status import CLEAN
+    from weightguard_cli.target import check_target
     from weightguard_integrations.torch import calibrate as run
 
     check_target(manifest, path, *([prompts] if prompts else []))

@@ -22,7 +22,12 @@ _COMMAND_LINE = re.compile(r"^([ \t]*):(?=:)", re.MULTILINE)
 
 
 def escape_name(name: str) -> str:
-    """Return a name as one printable piece: cut in the middle, backslashes doubled."""
+    """Return a name as one printable piece: cut in the middle, backslashes doubled.
+
+    An empty name is shown as two quotes, so that there is something to see.
+    """
+    if not name:
+        return "''"
     return _escape(_cut(name, NAME_LIMIT).replace("\\", "\\\\"))
 
 

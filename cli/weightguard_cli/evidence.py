@@ -30,7 +30,22 @@ def evidence_lines(evidence: Evidence) -> Iterator[str]:
         yield from _elements(elements, values, _total(evidence, elements))
     for key, value in evidence.items():
         if key not in shown | _TOLD_BY_MESSAGE and not _is_place(key, value):
-            yield f"{escape_text(key.replace('_', ' '))}: {_value(value)}"
+            yield f"{_label(key, evidence)}: {_value(value, _counted(key, evidence))}"
+
+
+def _label(key: str, evidence: Evidence) -> str:
+    # a residue row may cover several rows of a narrow matrix
+    if key == "rows" and "row_count" in evidence:
+        return "residue rows"
+    return escape_text(key.replace("_", " "))
+
+
+def _counted(key: str, evidence: Evidence) -> int | None:
+    """Return how many entries a list would have if it were not cut, where that is told."""
+    told = evidence.get({"blocks": "block_count", "rows": "row_count"}.get(key, ""))
+    if told is None and key == "rows":
+        told = evidence.get("count")
+    return told if isinstance(told, int) else None
 
 
 def _is_place(key: str, value: object) -> bool:
@@ -75,9 +90,9 @@ def _index(index: object) -> str:
     return escape_text(str(index))
 
 
-def _value(value: object) -> str:
+def _value(value: object, total: int | None = None) -> str:
     if isinstance(value, (list, tuple)):
-        more = len(value) - MAX_VALUES
+        more = max(len(value), total or 0) - min(len(value), MAX_VALUES)
         entries = ", ".join(_value(entry) for entry in value[:MAX_VALUES])
         return f"{entries} and {more:,} more" if more > 0 else entries
     return escape_text(f"{value:.7g}" if isinstance(value, float) else str(value))

@@ -8,8 +8,15 @@ from typing import Any
 
 import msgspec
 
-# "<" opens a tag where JSON is pasted into a page, "##[" a command where it is logged
-_GUARDED = (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"), ("##", "\\u0023\\u0023"))
+# "<" opens a tag and "|" a table's cell where JSON is pasted into a page, "##[" a command where
+# it is logged
+_GUARDED = (
+    ("<", "\\u003c"),
+    (">", "\\u003e"),
+    ("&", "\\u0026"),
+    ("|", "\\u007c"),
+    ("##", "\\u0023\\u0023"),
+)
 
 
 def json_text(document: object) -> str:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+# nothing but what is loaded anyway, so that an interrupt meets ``main`` as early as can be
 import os
 import sys
-import traceback
-import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from weightguard_cli.status import CLEAN, INCOMPLETE, INTERRUPTED
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import click
 
 DEBUG = "WEIGHTGUARD_DEBUG"
@@ -33,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return CLEAN
     except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback for users
         if os.environ.get(DEBUG) == "1":
+            import traceback
+
             traceback.print_exc()
         _say(_failure(error))
         return INCOMPLETE
@@ -63,6 +63,9 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _prepare_streams() -> None:
     """Keep a narrow encoding, a warning of some library, from breaking or cluttering output."""
+    import io
+    import warnings
+
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -88,7 +91,7 @@ def _failure(error: Exception) -> str:
     if ours is not None and isinstance(error, ours.WeightguardError):
         return str(error)
     if isinstance(error, MemoryError):
-        return "not enough memory; fewer --threads need less"
+        return "not enough memory: a checkpoint of many tensors needs a few kB for each of them"
     if isinstance(error, OSError):
         named = f": {error.filename!r}" if error.filename else ""
         return f"{error.strerror or error}{named}"
@@ -108,6 +111,8 @@ def _refusal(error: Exception) -> str:
 
 
 def _say(message: str) -> None:
+    import contextlib
+
     import click
 
     from weightguard_cli.escape import escape_text

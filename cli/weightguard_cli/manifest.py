@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 from typing import Literal, cast
 
@@ -43,13 +42,13 @@ def manifest(path: Path, output: Path, digest: str, file_digests: bool, threads:
     from weightguard import fingerprint
     from weightguard_cli.escape import escape_name
     from weightguard_cli.notice import tell_slow_scan
-    from weightguard_cli.output import check_target, deliver
+    from weightguard_cli.output import deliver
     from weightguard_cli.progress import ProgressBar
     from weightguard_cli.status import CLEAN
+    from weightguard_cli.target import check_manifest_target
     from weightguard_cli.units import counted
 
-    check_target(output, path)
-    _refuse_special(output)
+    check_manifest_target(output, path)
     tell_slow_scan()
     algorithm = cast("Literal['blake3', 'sha256']", digest)
     with ProgressBar("manifest") as progress:
@@ -65,12 +64,3 @@ def manifest(path: Path, output: Path, digest: str, file_digests: bool, threads:
         None,
     )
     return CLEAN
-
-
-def _refuse_special(output: Path) -> None:
-    from weightguard.errors import WeightguardError
-
-    if output.name == "-" or (output.exists() and not stat.S_ISREG(output.stat().st_mode)):
-        raise WeightguardError(
-            f"cannot write a manifest to {str(output)!r}: name a file; its sidecar goes beside it."
-        )

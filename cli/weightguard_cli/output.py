@@ -13,23 +13,6 @@ from weightguard.errors import WeightguardError
 STANDARD_OUTPUT = Path("-")
 
 
-def check_target(target: Path | None, *inputs: Path) -> None:
-    """Raise WeightguardError when ``target`` cannot be written, or is one of the inputs.
-
-    Asked before the work, so that nobody waits an hour to learn of a typing error.
-    """
-    if target is None or target == STANDARD_OUTPUT:
-        return
-    for path in inputs:
-        if target.exists() and path.exists() and target.samefile(path):
-            raise WeightguardError(f"-o {str(target)!r} would overwrite what is to be checked.")
-    folder = target.parent
-    if target.is_dir():
-        raise WeightguardError(f"cannot write {str(target)!r}: it is a folder. Name a file in it.")
-    if not folder.is_dir():
-        raise WeightguardError(f"cannot write {str(target)!r}: {str(folder)!r} is no folder.")
-
-
 def deliver(text: str, target: Path | None) -> None:
     """Write ``text`` to a file, replacing it at once, or to standard output for None and ``-``.
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-CLEAN: Final = 0
-FINDINGS: Final = 1
+CLEAN = 0
+FINDINGS = 1
 """Findings at or above ``--fail-on``."""
-INCOMPLETE: Final = 2
+INCOMPLETE = 2
 """The job could not be done: usage, unreadable or malformed input, a bug of ours."""
-INTERRUPTED: Final = 130
+INTERRUPTED = 130

@@ -40,6 +40,8 @@ def _head(report: Report, scope: Scope, style: Style) -> Iterator[str]:
     yield verdict_line(report, scope, style)
     known = "" if report.format == "unknown" else f" ({escape_name(report.format)})"
     yield f"  {escape_name(report.checkpoint)}{known}"
+    if scope.weights is not None:
+        yield f"  beside the manifest of weights {escape_name(scope.weights)}"
 
 
 def _group(severity: str, rule: str, findings: list[Finding], style: Style) -> Iterator[str]:
@@ -61,7 +63,8 @@ _KINDS = frozenset({"critical", "error", "warning", "info"})
 
 
 def _finding(found: Finding, style: Style) -> Iterator[str]:
-    place = " ".join(_place(found.location))
+    row = "residue row" if found.rule == "WG401" else "row"
+    place = " ".join(_place(found.location, row))
     if place:
         yield f"  {place}"
     yield from style.wrap(escape_text(found.message), "    ")
@@ -69,17 +72,18 @@ def _finding(found: Finding, style: Style) -> Iterator[str]:
         yield from style.wrap(line, "        ", "      ")
 
 
-def _place(location: Location) -> Iterator[str]:
+def _place(location: Location, row: str) -> Iterator[str]:
     if location.tensor is not None:
         element = location.element
         index = "" if element is None else "[" + ",".join(map(str, element)) + "]"
         yield escape_name(location.tensor) + index
-        parts = (("row", location.row), ("block", location.block))
+        parts = ((row, location.row), ("block", location.block))
         inner = ", ".join(f"{word} {number}" for word, number in parts if number is not None)
         if inner:
             yield f"({inner})"
     if location.file is not None:
-        yield f"in {escape_name(location.file)}" if location.tensor else escape_name(location.file)
+        inside = location.tensor is not None
+        yield f"in {escape_name(location.file)}" if inside else escape_name(location.file)
     if location.offset is not None:
         yield f"at byte {location.offset}"
 

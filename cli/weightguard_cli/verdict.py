@@ -26,11 +26,13 @@ class Verdict:
 class Scope:
     """What was asked of the report: whether equality was at stake, and what was left out.
 
-    ``unchecked`` names what the report does not cover.
+    ``unchecked`` names what the report does not cover; ``weights`` is the identity of the
+    manifest's weights where there is one.
     """
 
     against_manifest: bool
     unchecked: tuple[str, ...] = ()
+    weights: str | None = None
 
 
 _NOT_READ = frozenset({"WG108", "WG116", "WG119"})
@@ -52,11 +54,22 @@ def verdict(report: Report, scope: Scope) -> Verdict:
         return Verdict("DIFFERENT" if equality_only else "DAMAGED", _count(report), "bad")
     if report.at_least(Severity.WARNING):
         return Verdict("SUSPECT", _count(report), "warning")
+    if not report.coverage.tensors_total and not scope.against_manifest:
+        return Verdict("EMPTY", "no tensor was there to be checked", "warning")
+    return _good(report, scope)
+
+
+def _good(report: Report, scope: Scope) -> Verdict:
     tail = f", {_count(report)}" if report.findings else ""
     if scope.against_manifest:
-        compared = counted(report.coverage.tensors_checked, "tensor")
+        number = report.coverage.tensors_checked
         which = " that can be read" if report.coverage.tensors_unread else ""
-        return Verdict("EQUAL", f"all {compared}{which} are those of the manifest{tail}", "good")
+        those = (
+            f"all {number:,} tensors{which} are those"
+            if number != 1
+            else f"the one tensor{which} is that"
+        )
+        return Verdict("EQUAL", f"{those} of the manifest{tail}", "good")
     return Verdict("SOUND", f"nothing above info{tail}" if tail else "no findings", "good")
 
 

@@ -34,16 +34,16 @@ def verify(
     from weightguard import Manifest
     from weightguard import verify as examine
     from weightguard_cli.conclude import Delivery, conclude
-    from weightguard_cli.output import check_target
+    from weightguard_cli.target import check_report_target
     from weightguard_cli.verdict import Scope
 
-    check_target(output, path, manifest)
+    check_report_target(output, path, manifest)
     with Manifest.read(manifest) as expected:
         unchecked = tuple(_unchecked(bool(expected.document.files)))
         return conclude(
             "verify",
             lambda progress: examine(path, expected, threads=threads, progress=progress),
-            Scope(True, unchecked),
+            Scope(True, unchecked, expected.document.weights),
             Delivery(output_format, output, fail_on),
         )
 

@@ -130,6 +130,24 @@ def test_a_real_signal_is_130() -> None:
     assert (done.returncode, done.stderr) == (130, b"weightguard: interrupted\n")
 
 
+@pytest.mark.parametrize("module", ["io", "warnings", "click", "weightguard_cli.group", "numpy"])
+def test_an_interrupt_while_modules_load_is_130(module: str) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            sys.meta_path.remove(self)\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "from weightguard_cli.main import main\n"
+        f"sys.modules.pop({module!r}, None)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "sys.exit(main(['audit', 'x']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
+    assert (done.returncode, done.stderr) == (130, b"weightguard: interrupted\n")
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from weightguard.errors import WeightguardError
-from weightguard_cli.output import check_target, deliver
+from weightguard_cli.output import deliver
 
 
 def test_a_file_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,23 +48,3 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     reader.join()
     assert received == ["report"]
     assert pipe.is_fifo()
-
-
-def test_the_checkpoint_is_never_the_target(tmp_path: Path) -> None:
-    model = tmp_path / "model.safetensors"
-    model.write_bytes(b"weights")
-    alias = tmp_path / "alias"
-    alias.symlink_to(model)
-    for target in (model, alias):
-        with pytest.raises(WeightguardError, match="would overwrite"):
-            check_target(target, model)
-    assert model.read_bytes() == b"weights"
-
-
-def test_a_target_without_a_folder_is_refused_before_the_work(tmp_path: Path) -> None:
-    with pytest.raises(WeightguardError, match="is no folder"):
-        check_target(tmp_path / "missing" / "report.txt")
-    with pytest.raises(WeightguardError, match="is a folder"):
-        check_target(tmp_path)
-    check_target(None)
-    check_target(Path("-"))

@@ -103,7 +103,7 @@ def test_an_unreadable_checkpoint_is_never_called_sound() -> None:
 def test_a_finding_shows_place_evidence_and_remedy() -> None:
     text = report_text(report(changed_element()), VERIFY, Style())
     assert "critical WG401 tensor-changed\n" in text
-    assert "  blk.0.weight[3,17] (row 3, block 0) in model.gguf at byte 12345\n" in text
+    assert "  blk.0.weight[3,17] (residue row 3, block 0) in model.gguf at byte 12345\n" in text
     assert "[3,17] 0.5 -> 32768.0 (0x3800 -> 0x7800), bit 14 flipped\n" in text
     assert "Do: Restore the tensor from a trusted copy" in text
 
@@ -140,6 +140,26 @@ def test_values_stand_beside_their_elements_and_the_rest_is_counted() -> None:
     assert "[0,0] = 4500\n" in text
     assert "and 10 more elements" in text
     assert "others below: 0.125" in text
+
+
+def test_lists_that_were_cut_are_counted_in_full() -> None:
+    evidence = {"block_count": 1, "blocks": [0], "row_count": 512, "rows": list(range(64))}
+    text = report_text(report(finding("WG401", "m", evidence=evidence)), VERIFY, Style())
+    assert "residue rows: 0, 1, 2, 3, 4, 5, 6, 7 and 504 more\n" in text
+    evidence = {"count": 100, "rows": list(range(16))}
+    text = report_text(report(finding("WG205", "m", evidence=evidence)), AUDIT, Style())
+    assert "      rows: 0, 1, 2, 3, 4, 5, 6, 7 and 92 more\n" in text
+
+
+def test_one_tensor_is_not_all_of_them() -> None:
+    assert str(verdict(report(tensors=1), VERIFY)) == (
+        "EQUAL: the one tensor is that of the manifest"
+    )
+
+
+def test_an_empty_name_can_be_seen() -> None:
+    text = report_text(report(finding("WG204", "m", tensor="", file="f")), AUDIT, Style())
+    assert "\n  '' in f\n" in text
 
 
 def test_a_remedy_that_findings_share_is_said_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.checkpoints import Tensors, random_tensor, write_safetensors, write_s
 from weightguard import CheckpointError, Manifest, fingerprint, open_checkpoint
 from weightguard.manifest import encode
 from weightguard.scan import stream
+from weightguard.tensor import DTYPES as TYPES
 
 DTYPES = ["BF16", "F16", "F32", "F64", "I8", "F8_E5M2", "F4", "F6_E2M3", "C64", "U16"]
 
@@ -87,6 +89,26 @@ def test_written_manifest_reads_back(tmp_path: Path) -> None:
             for name in ("0/blocks", "0/residues", "0/row_absmax", "0/column_absmax"):
                 np.testing.assert_array_equal(read.sidecar.read(name), made.sidecar.read(name))
     assert sidecar.parent == tmp_path
+
+
+SAFETENSORS = (
+    "BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "U16", "I16", "F16", "BF16", "U32",
+    "I32", "F32", "U64", "I64", "F64", "C64", "F4", "F6_E2M3", "F6_E3M2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", SAFETENSORS)
+@pytest.mark.parametrize("fill", ["random", "zeros", "ones", "few", "none"])
+def test_no_manifest_contradicts_itself(tmp_path: Path, dtype: str, fill: str) -> None:
+    shape = {"few": (4,), "none": (0, 4)}.get(fill, (70, 68))
+    size = TYPES[dtype].nbytes(math.prod(shape))
+    data = np.random.default_rng(3).bytes(size)
+    data = {"zeros": bytes(size), "ones": b"\xff" * size}.get(fill, data)
+    path = write_safetensors(tmp_path / "m.safetensors", {"w": (dtype, shape, data)})
+    with fingerprint(path) as made:
+        made.write(tmp_path / "m.weightguard.json")
+    with Manifest.read(tmp_path / "m.weightguard.json") as read:
+        assert read.document.tensors == made.document.tensors
 
 
 def test_rewriting_removes_only_the_replaced_sidecar(tmp_path: Path) -> None:

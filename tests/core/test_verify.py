@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,7 @@ def copy_under_new_name(tensors: Tensors) -> Tensors:
         (reshape, "WG404", "c.bias"),
         (retype, "WG405", "c.bias"),
         (rename, "WG406", "z.bias"),
-        (copy_under_new_name, "WG408", "d.bias"),
+        (copy_under_new_name, "WG403", "d.bias"),
     ],
 )
 def test_each_difference_has_its_one_finding(
@@ -100,6 +101,55 @@ def test_one_flip_is_located_with_values(tmp_path: Path, manifest: Path) -> None
     assert abs(float(change["old"])) < 1
 
 
+def test_a_copy_that_nobody_attested_is_an_error_and_says_what_it_copies(
+    tmp_path: Path, manifest: Path
+) -> None:
+    (found,) = findings(tmp_path, manifest, copy_under_new_name(BASE))
+    assert found.severity == "error"
+    assert found.message.endswith("it is a copy of 'c.bias'")
+
+
+@pytest.mark.parametrize("dtype", ["I64", "U64", "F64", "C64"])
+def test_both_words_of_an_element_are_one_change(tmp_path: Path, dtype: str) -> None:
+    name, shape, data = random_tensor(dtype, (50, 70), 4)
+    path = tmp_path / "wide.weightguard.json"
+    with fingerprint(
+        write_safetensors(tmp_path / "wide.safetensors", {"w": (name, shape, data)})
+    ) as made:
+        made.write(path)
+    damaged = bytearray(data)
+    places = {(3, 17): 0xFFFF_0000_0000_0001, (40, 69): 0x8000_0000_0F00_0000}
+    for (row, column), flips in places.items():
+        at = 8 * (70 * row + column)
+        value = int.from_bytes(damaged[at : at + 8], "little") ^ flips
+        damaged[at : at + 8] = value.to_bytes(8, "little")
+    (found,) = findings(tmp_path, path, {"w": (name, shape, bytes(damaged))})
+    elements = found.evidence["elements"]
+    assert {tuple(e["index"]) for e in elements} == set(places)
+    assert all(e["confirmed"] for e in elements)
+    if dtype != "C64":
+        assert {int(e["old_bits"], 16) ^ int(e["new_bits"], 16) for e in elements} == set(
+            places.values()
+        )
+
+
+def test_what_the_residues_cannot_tell_is_not_claimed(tmp_path: Path) -> None:
+    name, shape, data = random_tensor("I64", (50, 200), 4)
+    path = tmp_path / "wide.weightguard.json"
+    with fingerprint(
+        write_safetensors(tmp_path / "wide.safetensors", {"w": (name, shape, data)})
+    ) as made:
+        made.write(path)
+    damaged = bytearray(data)
+    # the sum stays, so nothing tells where the two words are
+    low, high = (int.from_bytes(damaged[at : at + 4], "little") for at in (80, 84))
+    damaged[80:84], damaged[84:88] = high.to_bytes(4, "little"), low.to_bytes(4, "little")
+    (found,) = findings(tmp_path, path, {"w": (name, shape, bytes(damaged))})
+    assert found.message == (
+        "1 block and 1 residue row differ; one element or several changed in each of these rows"
+    )
+
+
 def test_two_changes_in_a_row_are_never_confirmed_as_one(tmp_path: Path, manifest: Path) -> None:
     dtype, shape, data = BASE["a.weight"]
     damaged = bytearray(data)
@@ -140,6 +190,50 @@ def alter_sidecar(manifest: Path) -> None:
     data = bytearray(sidecar.read_bytes())
     data[-1] ^= 1
     sidecar.write_bytes(data)
+
+
+def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def damage(manifest: Path) -> None:
+        document = json.loads(manifest.read_text())
+        change(document)
+        manifest.write_text(json.dumps(document))
+
+    return damage
+
+
+def tensor_of(document: dict[str, Any]) -> dict[str, Any]:
+    tensor: dict[str, Any] = document["tensors"]["c.bias"]
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.update(weights="0" * 64), "contradicts itself: its tensors amount"),
+        (lambda d: tensor_of(d).update(digest="blake3:" + "0" * 64), "its tensors amount"),
+        (lambda d: tensor_of(d).update(aliases=["d.bias"]), "its tensors amount"),
+        (lambda d: tensor_of(d).update(aliases=["a.weight"]), "one name to several"),
+        (lambda d: tensor_of(d).update(digest="sha256:" + "0" * 64), "has no blake3 digest"),
+        (lambda d: tensor_of(d)["statistics"].update(nan=1), "statistics of 301 values"),
+        (lambda d: tensor_of(d)["statistics"].update(zero=301), "more zeros"),
+        (lambda d: tensor_of(d)["statistics"].update(scalar="F32"), "statistics of 'F32'"),
+        (lambda d: tensor_of(d)["statistics"].update(min=None), "does not fit its counts"),
+        (lambda d: tensor_of(d)["statistics"].update(mean=99.0), "mean outside"),
+        (lambda d: tensor_of(d)["statistics"].update(rms=99.0), "root mean square"),
+        (lambda d: tensor_of(d)["statistics"]["max"].update(value=9.0), "bits and values"),
+        (lambda d: tensor_of(d)["statistics"]["max"].update(bits="0xfffffff"), "bits and values"),
+        (
+            lambda d: tensor_of(d)["statistics"].update(absmax={"bits": "0x3c00", "value": 1.0}),
+            "none of its extremes",
+        ),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_an_error(
+    tmp_path: Path, manifest: Path, change: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    edit(change)(manifest)
+    with pytest.raises(ManifestError, match=words):
+        verify(tmp_path / "base.safetensors", manifest)
 
 
 @pytest.mark.parametrize(

@@ -96,9 +96,9 @@ def _check_types(
 def _extra(name: str, records: dict[str, TensorRecord], observed: Observed) -> Finding:
     digest = observed.digests[name]
     same = next((known for known, record in records.items() if record.digest == digest), None)
-    if same is not None:
-        return finding("WG408", f"this tensor is a copy of {same!r}", tensor=name)
-    return finding("WG403", "the manifest does not list this tensor", tensor=name)
+    # equal bytes are no excuse: a loader that finds the name uses it in place of another tensor
+    copy = "" if same is None else f"; it is a copy of {same!r}"
+    return finding("WG403", f"the manifest does not list this tensor{copy}", tensor=name)
 
 
 def _changed(difference: TensorDifference) -> Finding:
@@ -122,14 +122,33 @@ def _changed_message(difference: TensorDifference) -> str:
     if not difference.blocks:
         return "the digest differs while every block digest agrees: a deliberate collision"
     if not total:
-        where = f"{len(difference.blocks)} blocks and {difference.row_count} rows differ"
-        return f"{where}; more than one element changed in each of these rows"
+        return f"{_extent(difference)}; {_unsolved(difference)} changed in each of these rows"
     count = "one element" if total == 1 else f"{total} elements"
     certainty = "" if all(e.confirmed for e in difference.elements) else "consistent with "
     rest = difference.row_count - len({element.row for element in difference.elements})
-    tail = f", and {rest} more damaged rows" if rest else ""
+    tail = f", and {rest} more damaged row{'' if rest == 1 else 's'}" if rest else ""
     first = describe(difference.elements[0])
     return f"{certainty}{count} changed: {first}{' and others' if total > 1 else ''}{tail}"
+
+
+def _extent(difference: TensorDifference) -> str:
+    blocks, rows = len(difference.blocks), difference.row_count
+    parts = (
+        f"{blocks} block{'' if blocks == 1 else 's'}",
+        f"{rows} residue row{'' if rows == 1 else 's'}",
+    )
+    return f"{' and '.join(parts)} {'differs' if blocks + rows == 1 else 'differ'}"
+
+
+def _unsolved(difference: TensorDifference) -> str:
+    """Return how many elements may have changed where the residues do not tell which."""
+    dtype = difference.tensor.dtype
+    if dtype.is_quantised or dtype.is_opaque:
+        return "more than one word"
+    located = difference.row_count <= len(difference.rows)
+    if located and dtype.block_bytes <= dtype.word_bytes:
+        return "more than one element"
+    return "one element or several"
 
 
 def describe(element: ElementChange) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +17,16 @@ OCTAVES = 2200
 """Binary64 exponents from 2^-1100 to 2^1100, one bin each."""
 OCTAVE_ZERO = OCTAVES // 2
 MAX_LISTED_ROWS = 16
+MIN_TYPICAL_ROWS = 8
+"""Rows that are not dead below which none is typical."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorHealth:
-    """One tensor's statistics, dead rows, and the octaves of its rows' greatest magnitudes.
+    """One tensor's statistics, its dead rows, and how great its rows are.
 
-    ``row_octaves[k]`` counts rows whose greatest finite magnitude lies in
-    [2^(k-1100), 2^(k-1099)); dead rows (nothing but zeros) are in none.
+    ``typical_row`` is a magnitude that three quarters of the rows that are not dead reach, None
+    for few rows. Rows are those of the tensor's layout.
     """
 
     tensor: TensorView
@@ -31,7 +34,7 @@ class TensorHealth:
     rows: int
     dead_rows: int
     first_dead_rows: tuple[int, ...]
-    row_octaves: NDArray[np.int64]
+    typical_row: float | None
 
     @property
     def is_weight_matrix(self) -> bool:
@@ -47,14 +50,6 @@ class TensorHealth:
         """Whether statistics are over floats that mean something (not raw blocks, not integers)."""
         return FORMATS[self.statistics.scalar].is_float and not self.tensor.dtype.is_opaque
 
-    def typical_row(self) -> float | None:
-        """Return a magnitude that three quarters of the rows reach, or None for few rows."""
-        total = int(self.row_octaves.sum())
-        if total < 8:
-            return None
-        octave = int(np.searchsorted(np.cumsum(self.row_octaves), total / 4))
-        return float(2.0 ** (octave - OCTAVE_ZERO))
-
 
 def octaves(values: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return the histogram of floor(log2 |x|) over the finite values that are not zero."""
@@ -64,14 +59,26 @@ def octaves(values: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.bincount(exponents, minlength=OCTAVES).astype(np.int64)
 
 
-class HealthObserver:
-    """Observes one tensor for the numeric rules and leaves its health in ``healths``."""
+def _typical(row_octaves: NDArray[np.int64] | None) -> float | None:
+    """Return a magnitude that three quarters of the rows reach, given their octaves."""
+    total = 0 if row_octaves is None else int(row_octaves.sum())
+    if row_octaves is None or total < MIN_TYPICAL_ROWS:
+        return None
+    octave = int(np.searchsorted(np.cumsum(row_octaves), total / 4))
+    return float(2.0 ** (octave - OCTAVE_ZERO))
 
-    def __init__(self, tensor: TensorView, healths: dict[str, TensorHealth]):
+
+class HealthObserver:
+    """Observes one tensor for the numeric rules and hands its health to ``judge``.
+
+    ``judge`` is called as soon as the tensor was read, so that nothing of it need be kept.
+    """
+
+    def __init__(self, tensor: TensorView, judge: Callable[[TensorHealth], None]):
         self._tensor = tensor
-        self._healths = healths
+        self._judge = judge
         self._format = FORMATS[tensor.dtype.scalar]
-        self._octaves = np.zeros(OCTAVES, np.int64)
+        self._octaves: NDArray[np.int64] | None = None
         self._dead = 0
         self._first_dead: list[int] = []
 
@@ -84,16 +91,19 @@ class HealthObserver:
         self._dead += len(dead)
         room = MAX_LISTED_ROWS - len(self._first_dead)
         self._first_dead += (first_row + dead[:room]).tolist()
-        if self._format.is_float:
-            self._octaves += octaves(self._format.decode_array(magnitudes))
+        if self._format.is_float and self._tensor.layout.rows >= MIN_TYPICAL_ROWS:
+            found = octaves(self._format.decode_array(magnitudes))
+            self._octaves = found if self._octaves is None else self._octaves + found
 
     def finished(self, fingerprint: TensorFingerprint) -> None:
         """See TensorObserver."""
-        self._healths[self._tensor.name] = TensorHealth(
-            self._tensor,
-            fingerprint.statistics,
-            self._tensor.layout.rows,
-            self._dead,
-            tuple(self._first_dead),
-            self._octaves,
+        self._judge(
+            TensorHealth(
+                self._tensor,
+                fingerprint.statistics,
+                self._tensor.layout.rows,
+                self._dead,
+                tuple(self._first_dead),
+                _typical(self._octaves),
+            )
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,17 +9,21 @@ import numpy as np
 from weightguard.catalogue import Severity
 from weightguard.finding import Finding, finding
 from weightguard.rules.absurd import find_absurd
+from weightguard.rules.dead import find_dead_rows
 from weightguard.rules.health import TensorHealth
-from weightguard.scan.values import element_index, iterate_values
+from weightguard.rules.names import is_adapter_output, is_optimizer_state
+from weightguard.scan.values import element_index, iterate_values, scalar_offset
 from weightguard.tensor import TensorView
 
 MAX_LISTED = 16
 SUBNORMAL_SHARE = {"F16": 0.5, "BF16": 0.01, "F32": 0.01, "F64": 0.01}
 """Shares of subnormal values above which a tensor is reported; small formats use them freely."""
-SPARSE_SHARE = 0.25
 
-# tables whose unused rows are zero in many sound models
-_LOOKUP_TABLE = re.compile(r"embed|embd|wte|wpe|lm_head|vocab|token|position", re.IGNORECASE)
+_MASK_REMEDY = "Nothing to do where the tensor is a mask or its constant; both are filled so."
+_UNTRAINED_REMEDY = (
+    "Nothing to do before training, where this factor starts at zero; after it, restore the tensor."
+)
+_NO_GRADIENT_REMEDY = "Nothing to do: an optimizer keeps zeros for what had no gradient."
 
 
 def check_numbers(health: TensorHealth) -> Iterator[Finding]:
@@ -37,7 +40,9 @@ def check_numbers(health: TensorHealth) -> Iterator[Finding]:
     yield from _non_finite(health)
     if health.is_weight_matrix:
         yield from _constant(health)
-        yield from _dead_rows(health)
+        dead = find_dead_rows(health)
+        if dead is not None:
+            yield dead
     yield from _subnormal(health)
     absurd = find_absurd(health)
     if absurd is not None:
@@ -50,13 +55,12 @@ def _non_finite(health: TensorHealth) -> Iterator[Finding]:
         return
     first_nan, first_inf = _first_non_finite(tensor)
     if statistics.nan:
-        yield _counted("WG201", tensor, statistics.nan, "NaN", first_nan, None)
+        yield _counted("WG201", tensor, statistics.nan, "NaN", first_nan)
     if statistics.inf:
         # attention masks hold nothing but 0 and -Inf, their scalar constants only -Inf: sound
         plain = statistics.finite == statistics.zero and not statistics.nan
         mask = plain and (statistics.finite > 0 or statistics.total == 1)
-        severity = Severity.INFO if mask else None
-        yield _counted("WG202", tensor, statistics.inf, "infinite", first_inf, severity)
+        yield _counted("WG202", tensor, statistics.inf, "infinite", first_inf, mask=mask)
 
 
 def _counted(
@@ -64,30 +68,32 @@ def _counted(
     tensor: TensorView,
     count: int,
     word: str,
-    elements: list[tuple[int, ...]],
-    severity: Severity | None,
+    scalars: list[int],
+    *,
+    mask: bool = False,
 ) -> Finding:
+    elements = [element_index(tensor, scalar) for scalar in scalars]
     return finding(
         code,
         f"{count} of {tensor.elements} values {'is' if count == 1 else 'are'} {word}",
-        severity=severity,
+        severity=Severity.INFO if mask else None,
+        remedy=_MASK_REMEDY if mask else None,
         file=tensor.shard,
+        offset=scalar_offset(tensor, scalars[0]) if scalars else None,
         tensor=tensor.name,
         element=elements[0] if elements else None,
         evidence={"count": count, "elements": [list(index) for index in elements]},
     )
 
 
-def _first_non_finite(
-    tensor: TensorView,
-) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    nans: list[tuple[int, ...]] = []
-    infs: list[tuple[int, ...]] = []
+def _first_non_finite(tensor: TensorView) -> tuple[list[int], list[int]]:
+    """Return the numbers of the first scalars that are NaN, and of those that are infinite."""
+    nans: list[int] = []
+    infs: list[int] = []
     for first, values in iterate_values(tensor):
         for found, places in ((nans, np.isnan(values)), (infs, np.isinf(values))):
             room = MAX_LISTED - len(found)
-            scalars = np.flatnonzero(places)[:room].tolist()
-            found += [element_index(tensor, first + scalar) for scalar in scalars]
+            found.extend((first + np.flatnonzero(places)[:room]).tolist())
     return nans, infs
 
 
@@ -96,30 +102,26 @@ def _constant(health: TensorHealth) -> Iterator[Finding]:
     if statistics.finite != statistics.total:
         return
     if statistics.zero == statistics.total:
-        yield finding("WG203", f"all {tensor.elements} values are zero",
-                      file=tensor.shard, tensor=tensor.name)  # fmt: skip
+        yield _all_zero(tensor)
     elif statistics.min_bits == statistics.max_bits:
         yield finding("WG204", f"all {tensor.elements} values are {statistics.mean:.7g}",
-                      file=tensor.shard, tensor=tensor.name)  # fmt: skip
+                      file=tensor.shard, offset=tensor.offset, tensor=tensor.name)  # fmt: skip
 
 
-def _dead_rows(health: TensorHealth) -> Iterator[Finding]:
-    tensor = health.tensor
-    if not 0 < health.dead_rows < health.rows:
-        return
-    lookup = _LOOKUP_TABLE.search(tensor.name[:1000]) is not None
-    # where live rows hold many zeros too (masks, pruned weights), a zero row is no surprise
-    alive = health.rows - health.dead_rows
-    live_zeros = health.statistics.zero - health.dead_rows * tensor.layout.row_scalars
-    sparse = live_zeros > SPARSE_SHARE * alive * tensor.layout.row_scalars
-    yield finding(
-        "WG205",
-        f"{health.dead_rows} of {health.rows} rows are zero, first row {health.first_dead_rows[0]}",
-        severity=Severity.INFO if lookup or sparse else None,
+def _all_zero(tensor: TensorView) -> Finding:
+    severity, remedy = None, None
+    if is_optimizer_state(tensor.name):
+        severity, remedy = Severity.INFO, _NO_GRADIENT_REMEDY
+    elif is_adapter_output(tensor.name):
+        severity, remedy = Severity.WARNING, _UNTRAINED_REMEDY
+    return finding(
+        "WG203",
+        f"all {tensor.elements} values are zero",
+        severity=severity,
+        remedy=remedy,
         file=tensor.shard,
+        offset=tensor.offset,
         tensor=tensor.name,
-        row=health.first_dead_rows[0],
-        evidence={"count": health.dead_rows, "rows": list(health.first_dead_rows)},
     )
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from weightguard.catalogue import RULES
 from weightguard.errors import WeightguardError
 from weightguard.finding import Finding
+
+Codes: TypeAlias = str | Sequence[str]
+"""Codes or their beginnings: ("WG2", "WG101") or "WG2,WG101"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +22,16 @@ class Selection:
     codes: frozenset[str]
 
     @classmethod
-    def of(cls, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> Selection:
-        """Return the selection of code prefixes; WeightguardError names an unknown one."""
-        chosen = _expand(select) if select else frozenset(RULES)
-        return cls(chosen - _expand(ignore))
+    def of(cls, select: Codes = (), ignore: Codes = ()) -> Selection:
+        """Return the selection of code prefixes, or of one text of them separated by commas.
+
+        Raises WeightguardError, which names an unknown code, or says that no rule is left.
+        """
+        chosen = _expand(_codes(select)) if select else frozenset(RULES)
+        left = chosen - _expand(_codes(ignore))
+        if not left:
+            raise WeightguardError("the rules selected are all ignored: nothing would be checked.")
+        return cls(left)
 
     def any_of(self, prefix: str | tuple[str, ...]) -> bool:
         """Return whether any rule is selected whose code starts with ``prefix``, or one of them."""
@@ -30,6 +40,10 @@ class Selection:
     def keep(self, findings: Iterable[Finding]) -> list[Finding]:
         """Return the findings of selected rules."""
         return [found for found in findings if found.rule in self.codes]
+
+
+def _codes(codes: Codes) -> Sequence[str]:
+    return [code.strip() for code in codes.split(",")] if isinstance(codes, str) else codes
 
 
 def _expand(prefixes: Sequence[str]) -> frozenset[str]:

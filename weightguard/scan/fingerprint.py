@@ -109,10 +109,13 @@ class _RowStitcher:
     def __init__(
         self,
         like: NDArray[Any],
+        rows: int,
         join: Callable[[Any, Any], Any],
         emit: Callable[[int, NDArray[Any]], None],
     ):
-        self._rows = np.zeros((len(like) + FLUSH_ROWS + 1, *like.shape[1:]), like.dtype)
+        # most tensors have few rows, and then need room for no more
+        room = min(len(like) + FLUSH_ROWS + 1, rows)
+        self._rows = np.zeros((room, *like.shape[1:]), like.dtype)
         self._join, self._emit = join, emit
         self._first = self._count = 0
 
@@ -168,8 +171,11 @@ class FingerprintBuilder:
             self._hasher.update(data)
         self._blocks[index] = np.frombuffer(digest, np.uint8)
         if self._residues is None or self._magnitudes is None:
-            self._residues = _RowStitcher(scan.residues, np.add, self._emit_residues)
-            self._magnitudes = _RowStitcher(scan.magnitudes, np.maximum, self._emit_magnitudes)
+            rows = self.tensor.layout.rows
+            self._residues = _RowStitcher(scan.residues, rows, np.add, self._emit_residues)
+            self._magnitudes = _RowStitcher(
+                scan.magnitudes, rows, np.maximum, self._emit_magnitudes
+            )
             self._columns = None if scan.columns is None else np.zeros_like(scan.columns)
         self._residues.push(scan.first_word_row, scan.residues)
         self._magnitudes.push(scan.first_scalar_row, scan.magnitudes)

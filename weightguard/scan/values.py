@@ -36,6 +36,13 @@ def element_index(tensor: TensorView, scalar: int) -> tuple[int, ...]:
     return tensor.index(scalar * tensor.dtype.block_elements // tensor.dtype.block_scalars)
 
 
+def scalar_offset(tensor: TensorView, scalar: int) -> int | None:
+    """Return the byte in the tensor's file where scalar number ``scalar`` begins, if it has one."""
+    if tensor.offset is None:
+        return None
+    return tensor.offset + scalar // tensor.dtype.block_scalars * tensor.dtype.block_bytes
+
+
 def read_rows(tensor: TensorView, rows: Sequence[int]) -> NDArray[np.float32]:
     """Return the values of some rows as binary32, shape (len(rows), row_scalars).
 
