@@ -35,6 +35,9 @@ class Scope:
     weights: str | None = None
 
 
+_EQUALITY = ("WG305", "WG306", "WG4")
+"""Rules that compare with a manifest."""
+
 _NOT_READ = frozenset({"WG108", "WG116", "WG119"})
 """Rules that leave a tensor out though nothing shows that it is damaged."""
 
@@ -50,7 +53,7 @@ def verdict(report: Report, scope: Scope) -> Verdict:
         graver = [f for f in report.at_least(Severity.ERROR) if f.rule not in _NOT_READ]
         if not graver:
             return Verdict("UNSUPPORTED", _unread(report) or _count(report), "bad")
-        equality_only = all(f.rule.startswith("WG4") for f in graver)
+        equality_only = all(f.rule.startswith(_EQUALITY) for f in graver)
         return Verdict("DIFFERENT" if equality_only else "DAMAGED", _count(report), "bad")
     if report.at_least(Severity.WARNING):
         return Verdict("SUSPECT", _count(report), "warning")

@@ -78,12 +78,14 @@ def check_salience(comparison: SalienceComparison) -> Iterator[Finding]:
 def _published(lineage: Lineage, state: PublishedState) -> Finding:
     code, words = _RULE_OF_STATE[state.state]
     tensor, published = state.projection.tensor, state.published
-    known = "" if published.value is None else f", published as {published.value:.6g}"
-    ratio = f", {state.ratio:.2g} times its column's rms" if published.value is None else ""
+    now = f": {state.value:.6g}" if state.value else ""
+    if published.value is not None:
+        known = f", published as {published.value:.6g}"
+    else:
+        known = f", {state.ratio:.2g} times its column's rms" if state.ratio else ""
     return finding(
         code,
-        f"the published super weight of {lineage.base.model} {words}: "
-        f"{state.value:.6g}{known}{ratio}",
+        f"the published super weight of {lineage.base.model} {words}{now}{known}",
         file=tensor.shard,
         tensor=tensor.name,
         element=tensor.index(state.element),
