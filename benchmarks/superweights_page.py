@@ -245,12 +245,14 @@ weights. {harmful} are harmful: they raise perplexity by over 10 %. Every flip i
 
 - **The digest**, always: it alone sees every flip, harmless ones too, and says nothing about harm.
   That it sees every flip is no measurement: different bytes have different digests.
-- **Extrema or row maxima** between scrubs: they see what raises a value beyond its tensor or row,
-  which is what ruins a model, and are silent on low bits.
+- **Extrema or row maxima** between scrubs: they see a value that is raised beyond its tensor or
+  row, which is most of what ruins a model, and a greatest one that shrinks. What they miss are super
+  weights that are not the greatest of their row.
 - **The canary** where copies of the weights are out of reach of digests: bit for bit on the same
-  stack it sees nearly all that matters; beyond its tolerance, on any stack, the harmful ones.
-- **Bands and bounds** cost least while serving and see activations that leave what is usual. A lost
-  super weight makes activations smaller: only the band sees it, the bounds do not.
+  stack, and beyond its tolerance on any. It sees harm, and much that is harmless.
+- **Bands and bounds** look at prompts that are served anyway. A lost super weight makes activations
+  smaller: only the band sees it, the bounds do not. The cost above is that of calibration's whole
+  profile, medians included.
 - **NaN checks and super-weight bits are no coverage of bit flips.** The first see few of the
   harmful flips or none. The second see the handful of weights that are recorded, every time: their
   share above is that of the flips that were aimed at them.

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from weightguard.salient import OutlierChannel, RecurringChannel, significant
 from weightguard.scan.fingerprint import TensorFingerprint, UIntArray
-from weightguard.scan.formats import FORMATS
+from weightguard.scan.formats import FORMATS, ScalarFormat
 from weightguard.superweights.projections import Projection, is_matrix, layer_of
 from weightguard.tensor import TensorView
 
-MIN_HEAVINESS = 4.0
+MIN_HEAVINESS = 4
 """In SmolLM2-135M 259 of 300,000 channels reach it, in all-MiniLM-L6-v2 111 of 110,000."""
 
 MIN_CHANNELS = 16
@@ -85,22 +85,28 @@ def outlier_channels(tensor: TensorView, extremes: Extremes) -> list[OutlierChan
         bits = extremes.of(axis)
         if bits is None or len(bits) < MIN_CHANNELS:
             continue
-        magnitudes = form.decode_magnitudes(bits)
-        # of magnitude bits, which order as the numbers do
+        # magnitude bits order as the numbers do
         middle = len(bits) // 2
-        median = float(form.decode(int(np.partition(bits, middle)[middle])))
-        if median <= 0:
-            continue
-        heavy = np.flatnonzero(magnitudes >= MIN_HEAVINESS * median)
-        heavy = heavy[np.argsort(-magnitudes[heavy], kind="stable")]
-        channels += [
-            OutlierChannel(
-                tensor.name, axis, index, form.hexadecimal(int(bits[index])),
-                float(magnitudes[index]), significant(magnitudes[index] / median),
+        median = int(np.partition(bits, middle)[middle])
+        heavy = np.flatnonzero(bits >= _least_heavy(form, median)) if median else ()
+        ranked = sorted((-int(bits[i]), int(i)) for i in heavy)[:MAX_PER_AXIS]
+        for negative, index in ranked:
+            value = abs(float(form.decode(-negative)))
+            heaviness = significant(value / abs(float(form.decode(median))))
+            channels.append(
+                OutlierChannel(
+                    tensor.name, axis, index, form.hexadecimal(-negative), value, heaviness
+                )
             )
-            for index in heavy[:MAX_PER_AXIS].tolist()
-        ]  # fmt: skip
     return channels
+
+
+def _least_heavy(form: ScalarFormat, median: int) -> int:
+    """Return the magnitude bits of ``MIN_HEAVINESS`` times a float's magnitude bits.
+
+    Four times a number is two exponents up; a subnormal one has no exponent to raise.
+    """
+    return min(median + (2 << form.mantissa), 4 * median)
 
 
 def heaviest(channels: Iterable[OutlierChannel]) -> tuple[OutlierChannel, ...]:
