@@ -246,8 +246,8 @@ weights. {harmful} are harmful: they raise perplexity by over 10 %. Every flip i
 - **The digest**, always: it alone sees every flip, harmless ones too, and says nothing about harm.
   That it sees every flip is no measurement: different bytes have different digests.
 - **Extrema or row maxima** between scrubs: they see a value that is raised beyond its tensor or
-  row, which is most of what ruins a model, and a greatest one that shrinks. What they miss are super
-  weights that are not the greatest of their row.
+  row, which is most of what ruins a model, and a greatest one that shrinks. What they miss are
+  super weights that are not the greatest of their row.
 - **The canary** where copies of the weights are out of reach of digests: bit for bit on the same
   stack, and beyond its tolerance on any. It sees harm, and much that is harmless.
 - **Bands and bounds** look at prompts that are served anyway. A lost super weight makes activations
