@@ -29,7 +29,6 @@ from weightguard_integrations.torch.projections import (
     uncalibrated,
 )
 from weightguard_integrations.torch.prompts import make_prompts
-from weightguard_integrations.torch.scalars import exact_scalar
 
 
 def seen(value: float, *, place: int = 0, others: float = 1.0, tokens: int = 32) -> Profile:
@@ -142,12 +141,10 @@ def test_another_tensor_of_the_same_name_is_no_projection_and_no_equal(tmp_path:
             check_loaded(named_as_recorded(model, document), document)
 
 
-def test_scalars_have_their_exact_bits(tmp_path: Path) -> None:
+def test_memory_is_counted_by_the_weight(tmp_path: Path) -> None:
     values = np.arange(128, dtype=np.float16).reshape(2, 64)
     tensors = {"w": ("F16", (2, 64), values.tobytes())}
     with open_checkpoint(write_safetensors(tmp_path / "m.safetensors", tensors)) as checkpoint:
-        exact = exact_scalar(checkpoint.tensors[0], (1, 3))
-        assert (exact.bits, exact.value) == ("0x5430", 67.0)
         assert memory.needed_memory(checkpoint.tensors) == memory.WORKSPACE_BYTES + 8 * 128
 
 
