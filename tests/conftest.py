@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 
 import pytest
 
 # read when torch is imported: spinning threads crawl where anything else runs beside the tests
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# a shell that starts the tests in the background ignores interrupts, and so would every program
+# that they start to be interrupted
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CLAIMS = pytest.StashKey[list[str]]()
 

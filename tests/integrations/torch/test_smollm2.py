@@ -64,6 +64,10 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
         yield Case(path, made, name, time.perf_counter() - started)
 
 
+# the same model in a folder loads five times faster than as GGUF
+IN_A_FOLDER = pytest.mark.parametrize("case", ["folder"], indirect=True)
+
+
 def test_the_super_weights_are_confirmed(case: Case, claim: Callable[[str], None]) -> None:
     both = case.effect(11, FIRST, SECOND)
     assert both.confirmed
@@ -89,9 +93,8 @@ def test_a_harmless_spike_is_not_confirmed(case: Case) -> None:
     assert alone.spike > 10_000
     assert not alone.confirmed
     assert alone.loss_change < case.calibration.confirmation_threshold / 2
-    assert (case.name.format(28), HARMLESS) not in {
-        (w.tensor, w.index) for w in case.manifest.document.salience.super_weights
-    }
+    weights = {(w.tensor, w.index): w for w in case.manifest.document.salience.super_weights}
+    assert weights[case.name.format(28), HARMLESS].status == "nominated"
 
 
 def test_one_channel_is_massive(case: Case) -> None:
@@ -116,9 +119,8 @@ def test_the_manifest_still_verifies(case: Case) -> None:
     assert verify(case.path, case.manifest).findings == ()
 
 
+@IN_A_FOLDER
 def test_a_damaged_model_is_told_from_a_sound_one(case: Case, claim: Callable[[str], None]) -> None:
-    if case.path.is_file():
-        pytest.skip("the same model in a folder loads five times faster")
     with open_checkpoint(case.path) as checkpoint, deterministic(None):
         loaded = load_model(case.path, checkpoint)
         model = loaded.model
@@ -153,9 +155,8 @@ def test_the_probe_is_of_unrelated_sequences(case: Case) -> None:
         assert all(0 <= entropy < 11 for entropy in probe.entropies)
 
 
+@IN_A_FOLDER
 def test_another_process_gets_the_same_canary(case: Case) -> None:
-    if case.path.is_file():
-        pytest.skip("the same model in a folder loads five times faster")
     program = (
         "import sys\nfrom pathlib import Path\n"
         "from weightguard_integrations.torch.stack import deterministic, require_torch\n"
