@@ -317,7 +317,7 @@ _RULES = (
         "super-weight-flipped",
         _CRITICAL,
         "A published super weight has the opposite sign of its published value.",
-        "The model hangs on this one value; its negative is worse than none.",
+        "The model hangs on this one value, and its sign is part of it.",
         "Restore the tensor from a trusted copy.",
     ),
     Rule(

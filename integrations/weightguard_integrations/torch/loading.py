@@ -21,7 +21,7 @@ MAX_REASON_CHARACTERS = 300
 # what foreign loaders raise for a checkpoint that they cannot make a model of
 _LOADER_ERRORS = (
     ValueError, KeyError, IndexError, TypeError, AttributeError, NotImplementedError, OSError,
-    ImportError, RuntimeError, AssertionError,
+    ImportError, RuntimeError, AssertionError, ArithmeticError,
 )  # fmt: skip
 
 
