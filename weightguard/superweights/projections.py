@@ -186,15 +186,18 @@ def _with_producers(
     if projection.transposed:
         return projection
     fused = beside(family.fused, 2 * units)
-    if fused is not None:
-        step = 2 * units if stacked else 0
-        gate, up = Producer(fused, 0, step), Producer(fused, units, step)
-    else:
-        step = units if stacked else 0
-        tensors = (beside(family.gate, units), beside(family.up, units))
-        gate, up = (None if t is None else Producer(t, 0, step) for t in tensors)  # type: ignore[assignment]
+    gate, up = _producer(fused, 0, 2 * units, stacked), _producer(fused, units, 2 * units, stacked)
+    if fused is None:
+        gate = _producer(beside(family.gate, units), 0, units, stacked)
+        up = _producer(beside(family.up, units), 0, units, stacked)
     norm = _first_norm(layer_prefix, family.norms, projection.outputs, by_name)
     return Projection(tensor, projection.layer, False, up, gate, norm)
+
+
+def _producer(
+    tensor: TensorView | None, first_row: int, expert_rows: int, stacked: int
+) -> Producer | None:
+    return None if tensor is None else Producer(tensor, first_row, expert_rows if stacked else 0)
 
 
 def _produces(tensor: TensorView, rows: int, hidden: int, stacked: int) -> bool:
