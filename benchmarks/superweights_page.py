@@ -176,7 +176,7 @@ def nominated_table(weights: Sequence[SuperWeight]) -> str:
 
 
 def ablation_table(ablated: Sequence[tuple[str, float, float, bool]]) -> str:
-    """Show all confirmed, the greatest single effects that are not, and the harmless spike."""
+    """Show what is confirmed, the greatest effects that are not, and the harmless spike."""
     single = [a for a in ablated if not a[3] and " and " not in a[0]]
     harmless = [a for a in single[2:] if a[0].endswith("blk.28.ffn_down.weight[507,678]")]
     shown = [*(a for a in ablated if a[3]), *single[:2], *harmless]
