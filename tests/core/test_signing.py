@@ -339,6 +339,8 @@ def test_a_signature_may_lie_elsewhere(tmp_path, keys):
     sign(folder, PrivateKey(keys[0]), signature=target)
     assert verify_signature(folder, PublicKey(keys[1]), signature=target) == ()
     assert codes(verify_signature(folder, PublicKey(keys[1]))) == ["WG501"]
+    (folder / "model.sig").touch()
+    assert codes(verify_signature(folder, PublicKey(keys[1]), signature=target)) == ["WG508"]
 
 
 def test_certificates_both_ways(tmp_path):
