@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from weightguard.catalogue import Severity
-from weightguard.finding import Report
-from weightguard_cli.units import counted, listed
+from weightguard.finding import Coverage, Report
+from weightguard_cli.units import byte_size, counted, listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,16 @@ def _bad(report: Report) -> Verdict:
         return Verdict("UNTRUSTED", _count(report), "bad")
     equality_only = all(f.rule.startswith(_EQUALITY) for f in graver)
     return Verdict("DIFFERENT" if equality_only else "DAMAGED", _count(report), "bad")
+
+
+def coverage_words(read: Coverage) -> str:
+    """Return how much was read, and what is not known of the size of what was not."""
+    unread = read.tensors_unread
+    unknown = f"; {counted(unread, 'tensor')} more of unknown size" if unread else ""
+    return (
+        f"{read.tensors_checked:,} of {counted(read.tensors_total, 'tensor')}, "
+        f"{byte_size(read.bytes_checked)} of {byte_size(read.bytes_total)}{unknown}"
+    )
 
 
 def _good(report: Report, scope: Scope) -> Verdict:
