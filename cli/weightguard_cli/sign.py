@@ -141,10 +141,10 @@ def _private_key(path: Path, password_env: str | None) -> PrivateKey:
 def _refuse(report: Report) -> int:
     import sys
 
+    from weightguard_cli.formats.text import report_text
     from weightguard_cli.output import deliver
     from weightguard_cli.status import FINDINGS, INCOMPLETE
     from weightguard_cli.style import Style
-    from weightguard_cli.text import report_text
     from weightguard_cli.verdict import Scope
 
     deliver(report_text(report, Scope(True), Style.of(sys.stdout)), None)
