@@ -208,7 +208,7 @@ From weights alone, before the model runs:
 {nominated}
 
 By running it: the search zeroes what makes the spikes, alone and in pairs of one row. A loss
-change of 0.1 nats a token beyond its parts confirms.
+change of 0.1 nats a token confirms a weight, and as much beyond its stronger weight a pair.
 
 {ablations}
 

@@ -279,15 +279,20 @@ class _Examination:
         yield from check_config(self._checkpoint)
         if self._survey is not None:
             yield from self._judge_salience(self._survey)
-        if self._recorded is not None:
-            yield from check_salience(self._recorded)
-        if self._manifest is not None:
-            yield from check_equality(self._checkpoint, self._manifest, self._names, self._observed)
+        if self._recorded is not None and self._manifest is not None:
+            changed = self._recorded.super_weights()
+            yield from check_salience(changed, self._recorded.channels())
+            proven = [(change.tensor.name, change.recorded.index) for change in changed]
+            yield from check_equality(
+                self._checkpoint, self._manifest, self._names, self._observed, proven
+            )
 
     def _judge_salience(self, survey: Survey) -> Iterator[Finding]:
         checkpoint = self._checkpoint
         found = survey.conclude(checkpoint.config, own_names(checkpoint), self._threads)
         self.salience = found.salience
+        if self._recorded is not None:
+            self.salience = self._recorded.with_confirmed(found.salience)
         yield from check_lineages(found.lineages)
         tensors = {tensor.name: tensor for tensor in checkpoint.tensors}
         yield from check_scales(found.salience.super_weights, tensors)

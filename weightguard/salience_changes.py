@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from weightguard.compare import Names
 from weightguard.manifest import ManifestDocument
 from weightguard.outliers import Extremes, ExtremesObserver, has_channels
-from weightguard.salient import OutlierChannel, SuperWeight
+from weightguard.salient import OutlierChannel, Salience, SuperWeight
 from weightguard.scan.fingerprint import TensorObserver
 from weightguard.scan.formats import FORMATS
 from weightguard.scan.values import exact_bits
@@ -64,6 +66,23 @@ class SalienceComparison:
             if bits is not None and bits != int(weight.bits, 16):
                 changes.append(SuperWeightChange(tensor, weight, bits))
         return changes
+
+    def with_confirmed(self, observed: Salience) -> Salience:
+        """Return what was observed, with the super weights that the manifest says are confirmed.
+
+        Those whose bits changed are left as they were observed.
+        """
+        confirmed: dict[tuple[str, tuple[int, ...]], SuperWeight] = {}
+        for weight in self._salience.super_weights:
+            tensor = self._tensors.get(weight.tensor)
+            if weight.status != "confirmed" or tensor is None:
+                continue
+            if _bits(tensor, weight.index) == int(weight.bits, 16):
+                here = msgspec.structs.replace(weight, tensor=tensor.name)
+                confirmed[tensor.name, weight.index] = here
+        others = (w for w in observed.super_weights if (w.tensor, w.index) not in confirmed)
+        weights = (*confirmed.values(), *others)
+        return msgspec.structs.replace(observed, super_weights=weights)
 
     def _take(self, tensor: TensorView, extremes: Extremes) -> None:
         for channel in self._channels[tensor.name]:

@@ -139,7 +139,7 @@ class Sidecar:
             file = CheckpointFile(path, name)
         except CheckpointError as error:
             raise ManifestError(
-                f"the manifest's sidecar {name} cannot be opened: {error}. "
+                f"the manifest's sidecar {error}. "
                 "Copy it beside the manifest, or write the manifest again."
             ) from error
         return cls.parse(file)

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from tests.checkpoints import random_tensor, write_safetensors
-from weightguard import Manifest, ManifestError, SuperWeight, fingerprint, verify
+from weightguard import (
+    Manifest,
+    ManifestError,
+    SuperWeight,
+    audit,
+    fingerprint,
+    open_checkpoint,
+    verify,
+)
 from weightguard.calibration import Calibration, Canary, FalseAlarms, Probe, PromptCount, Stack
 from weightguard.manifest import encode
+from weightguard.scan.values import exact_bits
 
 CALIBRATION = Calibration(
     stack=Stack("2.13.0", "5.23.0", "cpu", "AVX512", "float32", 2),
@@ -79,3 +89,18 @@ def test_a_calibration_without_its_logits_is_refused(tmp_path: Path, checkpoint:
     path.write_bytes(document.replace(b"unwritten.sidecar", plain.document.sidecar.name.encode()))
     with pytest.raises(ManifestError, match="not the one"):
         Manifest.read(path)
+
+
+def test_an_audit_shows_what_its_manifest_says_is_confirmed(checkpoint: Path) -> None:
+    with open_checkpoint(checkpoint) as opened:
+        tensor = next(t for t in opened.tensors if t.name == "w")
+        bits = exact_bits(tensor, tensor.element((0, 1)))
+    sound = msgspec.structs.replace(SUPER_WEIGHT, bits=f"{bits:#06x}")
+    changed = msgspec.structs.replace(SUPER_WEIGHT, index=(0, 2), bits=f"{bits ^ 1:#06x}")
+    with (
+        fingerprint(checkpoint) as plain,
+        plain.calibrated(CALIBRATION, (sound, changed), np.zeros(5, np.float32)) as calibrated,
+    ):
+        found = audit(checkpoint, manifest=calibrated).salience
+    assert found is not None
+    assert found.super_weights == (sound,)

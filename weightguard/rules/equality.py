@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from weightguard.checkpoint import Checkpoint
 from weightguard.compare import Names, Observed, TensorDifference
@@ -16,13 +17,21 @@ MAX_LISTED = 64
 
 
 def check_equality(
-    checkpoint: Checkpoint, manifest: Manifest, names: Names, observed: Observed
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    names: Names,
+    observed: Observed,
+    proven: Iterable[tuple[str, tuple[int, ...]]] = (),
 ) -> Iterator[Finding]:
-    """Yield the findings for everything that differs between checkpoint and manifest."""
+    """Yield the findings for everything that differs between checkpoint and manifest.
+
+    ``proven`` are (tensor, index) of elements that are known to have changed by other means.
+    """
     records = manifest.document.tensors
     renamed = _renamed(names, records, observed)
+    known = set(proven)
     for difference in observed.differences:
-        yield _changed(difference)
+        yield _changed(_without_refuted(difference, known))
     for tensor in checkpoint.tensors:
         yield from _check_types(tensor, names, records, observed)
     for old, new in renamed.items():
@@ -99,6 +108,26 @@ def _extra(name: str, records: dict[str, TensorRecord], observed: Observed) -> F
     # equal bytes are no excuse: a loader that finds the name uses it in place of another tensor
     copy = "" if same is None else f"; it is a copy of {same!r}"
     return finding("WG403", f"the manifest does not list this tensor{copy}", tensor=name)
+
+
+def _without_refuted(
+    difference: TensorDifference, proven: set[tuple[str, tuple[int, ...]]]
+) -> TensorDifference:
+    """Leave out single elements that residues suggest where another of the row is known to differ.
+
+    Two changes can look like one elsewhere in the row, as long as the block's digest does not
+    confirm it.
+    """
+    tensor = difference.tensor
+    length = tensor.layout.row_elements
+    rows: dict[int, set[tuple[int, ...]]] = {}
+    for name, index in proven:
+        if name == tensor.name:
+            rows.setdefault(tensor.element(index) // length, set()).add(index)
+    kept = tuple(
+        e for e in difference.elements if e.confirmed or rows.get(e.row, {e.index}) <= {e.index}
+    )
+    return replace(difference, elements=kept)
 
 
 def _changed(difference: TensorDifference) -> Finding:

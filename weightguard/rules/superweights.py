@@ -8,7 +8,7 @@ finding above info.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from weightguard.catalogue import Severity
 from weightguard.finding import Finding, finding
 from weightguard.salience_changes import (
     ChannelChange,
-    SalienceComparison,
     SuperWeightChange,
     decoded,
 )
@@ -73,16 +72,17 @@ def check_scales(
                 )
 
 
-def check_salience(comparison: SalienceComparison) -> Iterator[Finding]:
+def check_salience(
+    weights: Sequence[SuperWeightChange], channels: Iterable[ChannelChange]
+) -> Iterator[Finding]:
     """Yield a finding for each recorded super weight and outlier channel that changed.
 
     A channel whose greatest magnitude moved because a super weight did is told of once.
     """
-    weights = comparison.super_weights()
     for change in weights:
         yield _super_weight(change)
     explained = {place for change in weights for place in _maxima(change)}
-    for moved in comparison.channels():
+    for moved in channels:
         channel = moved.recorded
         places = {
             (moved.tensor.name, channel.axis, channel.index, bits)
@@ -108,7 +108,7 @@ def _published(lineage: Lineage, state: PublishedState) -> Finding:
         _RULE_OF_STATE[state.state],
         f"the published super weight of {lineage.base.model} {_what_it_is(state)}",
         remedy=_GROWN_REMEDY if state.state == "grown" else None,
-        severity=Severity.WARNING if state.state == "grown" else None,
+        severity=Severity.WARNING if lineage.claimed or state.state == "grown" else None,
         file=tensor.shard,
         offset=scalar_offset(tensor, element),
         tensor=tensor.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 ESTIMATED_STEPS = 2 * FIRST_NOMINEES + 20
+GUESSING_MARGIN = 0.5
+"""Nats a token above those of guessing, which no model loses on texts of its own kind."""
 MAX_KNOWN = 16
 """Super weights of the manifest that are zeroed whether they spike or not."""
 
@@ -113,6 +116,7 @@ def _measure(
     blocks = find_blocks(model, loaded.config)
     limits, alarms = _activations(model, blocks, prompts, steps)
     baseline = _sound_loss(model, prompts)
+    _refuse_noise(baseline, prompts, loaded.vocabulary)
     effects = _ablate(document, projections, model, prompts, baseline, steps)
     canary = record_canary(model, prompts.canary)
     calibration = Calibration(
@@ -147,6 +151,17 @@ def _sound_loss(model: nn.Module, prompts: Prompts) -> float:
     for tokens in prompts.loss:
         logits_of(model, torch.tensor([list(tokens)]))
     return mean_loss(model, prompts.loss)
+
+
+def _refuse_noise(baseline: float, prompts: Prompts, vocabulary: int) -> None:
+    """Refuse given prompts that the model predicts worse than by guessing."""
+    guess = math.log(vocabulary)
+    if prompts.given and baseline > guess + GUESSING_MARGIN:
+        raise WeightguardError(
+            f"the model predicts the given prompts worse than by guessing: {baseline:.3g} nats a "
+            f"token, where guessing costs {guess:.3g}. No ablation would mean anything; give "
+            "prompts such as the model was trained on."
+        )
 
 
 def _ablate(

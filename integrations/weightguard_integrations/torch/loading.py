@@ -110,6 +110,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _load(path: Path, place: Path, options: dict[str, Any]) -> Any:
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM, GgufConfig
 
     if "gguf_file" in options:
@@ -127,7 +128,7 @@ def _load(path: Path, place: Path, options: dict[str, Any]) -> Any:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except _LOADER_ERRORS as error:
+    except (*_LOADER_ERRORS, StrictDataclassError) as error:
         raise WeightguardError(
             f"transformers cannot load {path} as a causal language model: {_reason(error)} "
             "Use a checkpoint and a version of transformers that fit each other."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ WORKSPACE_BYTES = 1 << 30
 """Interpreter, libraries, tokenizer, activations and logits of the prompts."""
 
 _MEMORY_INFO = Path("/proc/meminfo")
+_OWN_SIZE = Path("/proc/self/statm")
 _GROUP_LIMITS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (
@@ -30,7 +32,11 @@ def needed_memory(tensors: Iterable[TensorView]) -> int:
 
 def available_memory() -> int | None:
     """Return the bytes that this process may still take, or None where nothing tells."""
-    known = [_meminfo_available(), *(_group_rest(*files) for files in _GROUP_LIMITS)]
+    known = [
+        _meminfo_available(),
+        _address_space_rest(),
+        *(_group_rest(*files) for files in _GROUP_LIMITS),
+    ]
     return min((size for size in known if size is not None), default=None)
 
 
@@ -51,6 +57,14 @@ def _meminfo_available() -> int | None:
         return None
     sizes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
     return int(sizes[0]) * 1024 if sizes else None
+
+
+def _address_space_rest() -> int | None:
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return None
+    pages = int(_OWN_SIZE.read_text().split()[0])
+    return max(0, limit - pages * resource.getpagesize())
 
 
 def _group_rest(limit: Path, used: Path) -> int | None:

@@ -42,7 +42,10 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 .,;:!?-_/#@$%&*()[]{}"
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """All token sequences of a calibration; ``identity`` names those it is calibrated on."""
+    """All token sequences of a calibration; ``identity`` names those it is calibrated on.
+
+    ``given`` says that these are a user's own.
+    """
 
     identity: str
     loss: Sequence[Tokens]
@@ -50,6 +53,7 @@ class Prompts:
     held_out: HeldOut
     canary: Tokens
     probes: Mapping[str, Tokens]
+    given: bool
 
 
 def make_prompts(
@@ -76,6 +80,7 @@ def make_prompts(
         source.held_out(),
         source.canary(),
         source.probes(),
+        given=file is not None,
     )
 
 
@@ -121,7 +126,7 @@ class _Source:
 
     def given(self, line: str, place: str) -> Tokens:
         """Return the tokens of one line of a prompt file."""
-        tokens = self._ids(line, place) if line.lstrip().startswith("[") else None
+        tokens = self._ids(line, place) if line.lstrip().startswith(("[", "{")) else None
         if tokens is None:
             tokens = self._text(line, place)
         if len(tokens) > self._limit:
@@ -142,7 +147,11 @@ class _Source:
                 f"{place} is no JSON array of token ids: {_first_words(error)}. "
                 "Write it like [1, 2, 3]."
             ) from error
-        if not isinstance(tokens, list) or not tokens:
+        if not isinstance(tokens, list):
+            raise WeightguardError(
+                f"{place} is a JSON object. Write the text alone, or its token ids like [1, 2, 3]."
+            )
+        if not tokens:
             raise WeightguardError(f"{place}: one token id at least is needed. Leave it out.")
         for position, token in enumerate(tokens, 1):
             if type(token) is not int or not 0 <= token < self._vocabulary:

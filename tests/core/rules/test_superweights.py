@@ -87,6 +87,30 @@ def test_a_channel_is_told_of_where_no_super_weight_explains_it(smollm2: Path) -
     assert "from 6.0625 to 32" in found[1].message
 
 
+@pytest.mark.real
+def test_no_element_is_named_that_a_super_weight_refutes(smollm2: Path) -> None:
+    with fingerprint(smollm2) as manifest:
+        write_bits(smollm2, 507, 1229, 0x403C)
+        write_bits(smollm2, 507, 1487, 0x4042)
+        found = verify(smollm2, manifest).findings
+    assert rules(found) == ["WG305", "WG305", "WG401"]
+    assert "more than one element changed" in found[2].message
+    assert found[2].evidence["elements"] == []
+
+
+@pytest.mark.real
+def test_a_name_alone_makes_a_warning(smollm2: Path, tmp_path: Path) -> None:
+    config = {"model_type": "llama", "_name_or_path": "me/smollm2-135m-again"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    arrays = {}
+    with open_checkpoint(smollm2) as checkpoint:
+        for tensor in checkpoint.tensors:
+            arrays[tensor.name] = ("BF16", tensor.shape, bytes(tensor.nbytes))
+    write_safetensors(smollm2, arrays)
+    found = audit(tmp_path, select=["WG3"]).findings
+    assert {(f.rule, f.severity) for f in found} == {("WG301", "warning")}
+
+
 def test_a_changed_nominee_is_an_error_not_more(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     arrays = llama(SUPER_WEIGHT, COMPANION)

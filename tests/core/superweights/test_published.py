@@ -125,6 +125,7 @@ def test_a_name_is_evidence(tmp_path: Path) -> None:
     assert lineages(tmp_path, heavy=False) == ()
     found = lineages(tmp_path, heavy=False, names=("Some Tiny-7 chat",))
     assert "calls itself" in found[0].evidence
+    assert found[0].claimed
 
 
 def test_equal_shapes_alone_are_none(tmp_path: Path) -> None:

@@ -92,6 +92,24 @@ def test_code_of_a_checkpoint_never_runs(model: Path, refusal: Callable[..., str
     assert not marker.exists()
 
 
+def test_a_config_of_wrong_types(model: Path, refusal: Callable[..., str]) -> None:
+    edit_config(model, rms_norm_eps="x")
+    assert "cannot load" in refusal()
+
+
+def test_prompts_that_the_model_cannot_predict(
+    model: Path, refusal: Callable[..., str], tmp_path: Path
+) -> None:
+    mended = tiny_models.llama()
+    with torch.no_grad():
+        mended.model.layers[1].mlp.down_proj.weight[tiny_models.ROW] = 0
+    tiny_models.saved(mended, model)
+    attest(model)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("[1, 2, 3, 4, 5, 6]\n")
+    assert "worse than by guessing" in refusal("--prompts", str(prompts))
+
+
 def test_an_adapter_is_refused(model: Path, refusal: Callable[..., str]) -> None:
     (model / "adapter_config.json").write_text("{}")
     assert "adapter_config.json" in refusal()
@@ -189,6 +207,7 @@ def test_what_is_loaded_must_be_what_was_verified(model: Path, refusal: Callable
         (b"[1, 9" + b"0" * 5000 + b"]\n", "is no JSON array of token ids"),
         (b"[1, 2\n", "is no JSON array of token ids"),
         (b"[]\n", "one token id at least"),
+        (b'{"text": "words"}\n', "is a JSON object"),
         (b"[1]\n[" + b"1, " * 2000 + b"1]\n", "prompt 2 has 2001 tokens"),
         (b"[5]\n", "no loss to measure"),
         (b"words\n", "has no tokenizer"),
@@ -196,7 +215,7 @@ def test_what_is_loaded_must_be_what_was_verified(model: Path, refusal: Callable
         (b"[" * 100_000 + b"\n", "is no JSON array"),
         (bytes((1 << 20) + 1), "cannot read the prompts"),
     ],
-    ids=range(17),
+    ids=range(18),
 )
 def test_prompts_that_cannot_be_used(
     data: bytes, expected: str, refusal: Callable[..., str], tmp_path: Path
