@@ -25,7 +25,7 @@ _Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 
 
 class FileLayout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One file: its name in the checkpoint, size in bytes, and (tensor number, first byte) pairs."""
+    """One file: name in the checkpoint, size in bytes, and (tensor number, first byte) pairs."""
 
     name: str
     size: _Count

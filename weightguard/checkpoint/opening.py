@@ -114,7 +114,9 @@ class _Opening:
         return format_
 
     def _names(self) -> tuple[str, ...]:
-        return self._folder.listed if self._folder.listed is not None else names_in(self._folder.root)
+        return (
+            self._folder.listed if self._folder.listed is not None else names_in(self._folder.root)
+        )
 
     def open_folder(self) -> Format:
         """Open the checkpoint of the folder."""

@@ -134,4 +134,3 @@ def _files(folder: Path) -> Iterator[Path]:
     for top, folders, names in os.walk(folder):
         folders.sort()
         yield from (Path(top) / name for name in sorted(names))
-

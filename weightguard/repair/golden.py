@@ -20,19 +20,15 @@ class GoldenCopy:
         self.fetched = self.right = self.wrong = 0
         self.refused: dict[str, None] = {}
         named: dict[str, TensorView] = {
-            name: tensor
-            for tensor in checkpoint.tensors
-            for name in (tensor.name, *tensor.aliases)
+            alias: view for view in checkpoint.tensors for alias in (view.name, *view.aliases)
         }
+        numbers = manifest.numbers
         self._tensors: dict[int, TensorView] = {}
         for primary, record in manifest.document.tensors.items():
-            for name in (primary, *record.aliases):
-                view = named.get(name)
-                if view is not None and (view.dtype.name, view.shape) == (
-                    record.dtype,
-                    record.shape,
-                ):
-                    self._tensors.setdefault(manifest.numbers[primary], view)
+            for alias in (primary, *record.aliases):
+                view = named.get(alias)
+                if view and (view.dtype.name, view.shape) == (record.dtype, record.shape):
+                    self._tensors.setdefault(numbers[primary], view)
         if not self._tensors and manifest.document.tensors:
             raise WeightguardError(
                 f"the golden copy {self.name!r} has no tensor of the manifest: it is another "

@@ -116,7 +116,7 @@ class Healer:
         return True
 
     def _take(self, place: Place, block: int, data: bytearray, source: str) -> None:
-        place.image.patch(place.start + block * BLOCK_BYTES, data, place.number)
+        place.image.patch(place.start + block * BLOCK_BYTES, memoryview(data), place.number)
         self._bad[place.number].discard(block)
         self._damages[place.number].healed.setdefault(source, set()).add(block)
 
@@ -125,7 +125,7 @@ class Healer:
         algorithm = self._manifest.document.digest_algorithm
         hasher = tensor_hasher(algorithm, view.dtype.name, view.shape)
         for block in range(block_count(view.nbytes)):
-            hasher.update(view.read(*block_range(view, block)))
+            hasher.update(memoryview(view.read(*block_range(view, block))))
         return f"{algorithm}:{hasher.hexdigest()}" == place.record.digest
 
 

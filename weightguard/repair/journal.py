@@ -187,9 +187,7 @@ def _apply(journal: CheckpointFile, file: _File, at: int, path: Path) -> int:
             raise WeightguardError(f"{str(path)!r} is no regular file; nothing was written to it.")
         for offset, length in file.writes:
             for done in range(0, length, PIECE_BYTES):
-                piece = journal.read(
-                    at + done, min(PIECE_BYTES, length - done), limit=PIECE_BYTES
-                )
+                piece = journal.read(at + done, min(PIECE_BYTES, length - done), limit=PIECE_BYTES)
                 _put(target, offset + done, piece)
             at += length
         os.ftruncate(descriptor, file.size)
@@ -203,4 +201,3 @@ def _put(target: IO[bytes], offset: int, data: bytes) -> None:
     while rest:
         written = os.pwrite(target.fileno(), rest, offset)
         rest, offset = rest[written:], offset + written
-

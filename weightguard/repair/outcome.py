@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from weightguard.catalogue import Severity
 from weightguard.finding import Report
 
 
@@ -48,3 +49,8 @@ class RepairOutcome:
     fetched: int = 0
     refused: tuple[str, ...] = ()
     schema: Literal["weightguard-repair-v1"] = "weightguard-repair-v1"
+
+    @property
+    def healed(self) -> bool:
+        """Whether nothing remains: the result was read to its end and found no error."""
+        return self.report.complete and not self.report.at_least(Severity.ERROR)

@@ -44,7 +44,7 @@ def repair(
     path: str | os.PathLike[str],
     manifest: Manifest,
     output: str | os.PathLike[str],
-    means: Means = Means(),  # noqa: B008 - frozen
+    means: Means = Means(),
 ) -> RepairOutcome:
     """Write the checkpoint at ``path``, healed, to ``output``, which must not be there.
 
@@ -65,7 +65,7 @@ def repair(
 def repair_in_place(
     path: str | os.PathLike[str],
     manifest: Manifest,
-    means: Means = Means(),  # noqa: B008 - frozen
+    means: Means = Means(),
 ) -> RepairOutcome:
     """Heal the checkpoint at ``path`` where it lies, after a journal of all changes is on disk.
 
@@ -183,7 +183,7 @@ class _Repair:
         folder = self._path.is_dir()
         single = not folder and len(images) == 1
         with new_checkpoint(output, single=single) as work:
-            named = {output.name: image for image in images.values()} if single else images
+            named = dict(zip([output.name], images.values(), strict=True)) if single else images
             write_images(named, work)
             if folder:
                 copied, left = copy_rest(self._path, work, images)

@@ -20,9 +20,6 @@ from weightguard.parity import Parity
 from weightguard.repair.image import Image, ImageRange, PatchStore
 from weightguard.tensor import TensorView
 
-MAX_LOST_FACTOR = 2
-"""A layout is not believed that makes a checkpoint this many times as large as its parity says."""
-
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -67,9 +64,9 @@ def open_target(
         if parity is None or not (names := _local_names(path, parity.layout)):
             raise
         return _from_layout(path, manifest, parity.layout, names, store, stack)
-    if parity is not None and (names := _local_names(path, parity.layout)):
-        if not _laid_out_otherwise(checkpoint, manifest, parity.layout, names):
-            return _from_layout(path, manifest, parity.layout, names, store, stack)
+    names = {} if parity is None else _local_names(path, parity.layout)
+    if parity and names and not _laid_out_otherwise(checkpoint, manifest, parity.layout, names):
+        return _from_layout(path, manifest, parity.layout, names, store, stack)
     return _from_checkpoint(checkpoint, manifest, store)
 
 

@@ -47,13 +47,15 @@ def scan_tensors(
     ``digest`` None leaves out the cryptographic tensor digest and its cost.
 
     Observers of different tensors may run at the same time. ``take_block`` sees every block as it
-    is read, from several threads at once; its memory is valid during the call only. Raises CheckpointError when a file
-    cannot be read to its end.
+    is read, from several threads at once; its memory is valid during the call only. Raises
+    CheckpointError when a file cannot be read to its end.
     """
     queue = _Queue(tensors, observe, digest)
     workers = max(1, min(threads or default_threads(), MAX_THREADS))
     helpers = [
-        threading.Thread(target=_work, args=(queue, meter, take_block), name=f"weightguard-scan-{n}")
+        threading.Thread(
+            target=_work, args=(queue, meter, take_block), name=f"weightguard-scan-{n}"
+        )
         for n in range(1, workers)
     ]
     for helper in helpers:
