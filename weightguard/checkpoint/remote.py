@@ -9,7 +9,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from weightguard.checkpoint.choice import MAX_FOLDER_ENTRIES
+from weightguard.checkpoint.choice import MAX_FOLDER_ENTRIES, WEIGHT_SUFFIXES
 from weightguard.checkpoint.container import Checkpoint
 from weightguard.checkpoint.files import CheckpointFile, Folder
 from weightguard.checkpoint.names import shown
@@ -17,6 +17,8 @@ from weightguard.checkpoint.opening import open_in
 from weightguard.errors import CheckpointError, WeightguardError, malformed
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::|://)")
+_FILES = (*(suffix for group in WEIGHT_SUFFIXES for suffix in group), ".json")
+
 USUAL_NAMES = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -33,13 +35,15 @@ def is_remote(place: str) -> bool:
 
 
 def open_remote(url: str) -> Checkpoint:
-    """Open the checkpoint at a URL of fsspec's: a file, or a folder. Headers are read, no more.
+    """Open the checkpoint at a URL of fsspec's, of which only headers are read.
 
+    It is a file where it ends like one of a known format or like an index, else a folder.
     Raises CheckpointError where it cannot be read, and WeightguardError without fsspec or for a
     kind of URL that it does not know.
     """
     system, path = _file_system(url)
-    is_file = PurePosixPath(path).suffix != "" and _size(system, path) is not None
+    # a web server answers for a folder as for a file, so the name must tell them apart
+    is_file = path.lower().endswith(_FILES)
     root, name = path.rsplit("/", 1) if is_file else (path.rstrip("/"), None)
     folder = RemoteFolder(system, root)
     if name is not None:
@@ -132,8 +136,8 @@ class RemoteFolder(Folder):
 
     def holds(self, name: str) -> bool:
         """See Folder."""
-        if self.listed is not None:
-            return name in self.listed
+        if name in (self.listed or ()):
+            return True
         return _size(self._system, f"{self._path}/{name}") is not None
 
     def open(self, name: str) -> CheckpointFile:

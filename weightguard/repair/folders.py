@@ -127,7 +127,7 @@ def copy_rest(source: Path, folder: Path, written: Mapping[str, Image]) -> tuple
         with target.open("rb") as file:
             os.fsync(file.fileno())
         copied.append(name)
-    return copied, left
+    return sorted(copied), left
 
 
 def _files(folder: Path) -> Iterator[Path]:

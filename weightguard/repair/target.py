@@ -94,8 +94,8 @@ def _laid_out_otherwise(
     if any((t.dtype.name, t.shape) != (recorded[n].dtype, recorded[n].shape)
            for n, t in tensors.items()):  # fmt: skip
         return False
-    own = {file.name: file.tensors for file in layout_of(checkpoint, manifest.numbers).files}
-    return own != {names[file.name]: file.tensors for file in layout.files}
+    own = {f.name: f.tensors for f in layout_of(checkpoint, manifest.numbers).files if f.tensors}
+    return own != {names[f.name]: f.tensors for f in layout.files if f.tensors}
 
 
 def _from_layout(
