@@ -151,50 +151,50 @@ class _Rebuilder:
 
     def rebuild(self, number: int, start: int, stop: int) -> bytearray | None:
         """Return bytes ``start:stop`` of a tensor, or None where too much is lost beside them."""
-        data = bytearray(stop - start)
         origin = self._parity.starts[number] + start
-        done = 0
-        for block, first, last in self._parity.grouping.pieces(origin, origin + len(data)):
-            total = self._piece(block, first, last)
-            if total is None:
-                return None
-            data[done : done + last - first] = total.tobytes()
-            done += last - first
-        return data
+        pieces = [*self._parity.grouping.pieces(origin, origin + stop - start)]
+        # asked of all before the first is read: much damage must not mean much reading
+        if not all(self._is_sound(*other) for piece in pieces for other in self._others(*piece)):
+            return None
+        return bytearray(b"".join(self._piece(*piece) for piece in pieces))
 
-    def _piece(self, lost: int, first: int, last: int) -> NDArray[np.uint8] | None:
+    def _others(self, lost: int, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """Yield start and length, in the stream, of the same columns of a group's other blocks."""
         grouping = self._parity.grouping
-        group = grouping.group_of(lost)
-        total = self._parity.columns(group, first, last)
-        for block in grouping.members(group):
-            end = min(last, grouping.block_length(block))
-            if block == lost or end <= first:
-                continue
-            other = self._stream(block * grouping.block_bytes + first, end - first)
-            if other is None:
-                return None
-            total[: end - first] ^= np.frombuffer(other, np.uint8)
-        return total
+        for block in grouping.members(grouping.group_of(lost)):
+            length = min(last, grouping.block_length(block)) - first
+            if block != lost and length > 0:
+                yield block * grouping.block_bytes + first, length
 
-    def _stream(self, start: int, length: int) -> bytearray | None:
-        """Return sound bytes of the stream, or None where some of them are lost."""
-        data = bytearray(length)
+    def _piece(self, lost: int, first: int, last: int) -> bytes:
+        total = self._parity.columns(self._parity.grouping.group_of(lost), first, last)
+        for start, length in self._others(lost, first, last):
+            data = bytearray(length)
+            done = 0
+            for number, offset, count in self._ranges(start, length):
+                piece = memoryview(data)[done : done + count]
+                self._views[number].source.read_into(offset, piece)
+                done += count
+            total[:length] ^= np.frombuffer(data, np.uint8)
+        return total.tobytes()
+
+    def _ranges(self, start: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (tensor, first byte, number of bytes) for a range of the stream."""
         index = int(np.searchsorted(self._ends, start, side="right"))
-        done = 0
-        while done < length:
+        end = start + length
+        while start < end:
             number = self._order[index]
-            offset = start + done - self._parity.starts[number]
-            count = min(length - done, self._sizes[number] - offset)
+            offset = start - self._parity.starts[number]
+            count = min(end - start, self._sizes[number] - offset)
             if count:
-                view = self._views.get(number)
-                if view is None or not self._is_sound(number, offset, offset + count):
-                    return None
-                view.source.read_into(offset, memoryview(data)[done : done + count])
-            done += count
+                yield number, offset, count
+            start += count
             index += 1
-        return data
 
-    def _is_sound(self, number: int, start: int, stop: int) -> bool:
-        blocks = range(start // BLOCK_BYTES, (stop - 1) // BLOCK_BYTES + 1)
-        bad = self._bad.get(number, ())
-        return not any(block in bad for block in blocks)
+    def _is_sound(self, start: int, length: int) -> bool:
+        for number, offset, count in self._ranges(start, length):
+            blocks = range(offset // BLOCK_BYTES, (offset + count - 1) // BLOCK_BYTES + 1)
+            lost = self._bad.get(number, ())
+            if number not in self._views or any(block in lost for block in blocks):
+                return False
+        return True
