@@ -1,9 +1,10 @@
 """Parity: XOR over interleaved groups of blocks of all tensors' bytes, one after the other.
 
-The *stream* is the canonical bytes of all tensors in reading order, cut in blocks of 1 MiB. Up to
-1,024 consecutive blocks are a *stripe*; block k of a stripe belongs to its group k mod G, where G
-is the number of groups that hold at most 32 blocks each. So a burst of up to G adjacent lost
-blocks costs each group one, and one is what a group restores. Format: docs/spec/parity-v1.md.
+The *stream* is the canonical bytes of all tensors in reading order, cut in blocks of 1 MiB. Each
+1,024 consecutive blocks are a *stripe*, the last with what is left over. Block k of a stripe
+belongs to its group k mod G, where G is the number of groups that hold at most 32 blocks each. So
+a burst of up to G adjacent lost blocks costs each group one, and one is what a group restores.
+Format: docs/spec/parity-v1.md.
 """
 
 from __future__ import annotations
@@ -52,32 +53,36 @@ class Grouping:
     def _stripe(self) -> int:
         return self.group_blocks * self.group_blocks
 
-    def _stripe_of(self, stripe: int) -> tuple[int, int]:
-        """Return how many blocks and groups a stripe has."""
-        blocks = min(self._stripe, self.blocks - stripe * self._stripe)
-        return blocks, -(-blocks // self.group_blocks)
+    def _stripe_of(self, number: int) -> tuple[int, int, int]:
+        """Return a stripe's first block, and how many blocks and groups it has."""
+        last = max(1, self.blocks // self._stripe) - 1
+        first = number * self._stripe
+        blocks = self.blocks - first if number == last else self._stripe
+        return first, blocks, -(-blocks // self.group_blocks)
+
+    def _of_stripes(self, number: int) -> int:
+        # the last stripe takes what is left, so it may be nearly two long
+        return min(number, max(1, self.blocks // self._stripe) - 1)
 
     def group_of(self, block: int) -> int:
         """Return the number of the group that holds ``block``."""
-        stripe, index = divmod(block, self._stripe)
-        return stripe * self.group_blocks + index % self._stripe_of(stripe)[1]
+        stripe = self._of_stripes(block // self._stripe)
+        first, _, groups = self._stripe_of(stripe)
+        return stripe * self.group_blocks + (block - first) % groups
 
     def members(self, group: int) -> range:
         """Return the blocks of ``group``."""
-        stripe, index = divmod(group, self.group_blocks)
-        blocks, groups = self._stripe_of(stripe)
-        first = stripe * self._stripe
-        return range(first + index, first + blocks, groups)
+        stripe = self._of_stripes(group // self.group_blocks)
+        first, blocks, groups = self._stripe_of(stripe)
+        return range(first + group - stripe * self.group_blocks, first + blocks, groups)
 
     @property
     def groups(self) -> int:
         """The number of groups."""
-        return self.group_of(self.blocks - 1) + self._after_last() if self.blocks else 0
-
-    def _after_last(self) -> int:
-        stripe = (self.blocks - 1) // self._stripe
-        blocks, groups = self._stripe_of(stripe)
-        return groups - (blocks - 1) % groups
+        if not self.blocks:
+            return 0
+        stripe = self._of_stripes(self.blocks)
+        return stripe * self.group_blocks + self._stripe_of(stripe)[2]
 
     def block_length(self, block: int) -> int:
         """Return the size of a block: all but the last are full."""

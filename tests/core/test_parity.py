@@ -32,12 +32,11 @@ def test_every_block_has_one_group_of_bounded_size(nbytes: int, group_blocks: in
     assert grouping.parity_bytes == sum(map(grouping.group_length, range(grouping.groups)))
 
 
-@pytest.mark.parametrize("first", [0, 17, 991, 1024, 2000, 5000])
-def test_a_burst_in_a_full_stripe_touches_each_group_once(first: int) -> None:
-    grouping = Grouping(10_000 * MIB)
-    stripe_end = (first // 1024 + 1) * 1024
-    burst = range(first, min(first + 32, stripe_end))
-    groups = [grouping.group_of(block) for block in burst]
+@given(st.integers(1024, 9000), st.data())
+def test_a_burst_of_32_blocks_touches_each_group_once(blocks: int, data: st.DataObject) -> None:
+    grouping = Grouping(blocks * MIB - 5)
+    first = data.draw(st.integers(0, blocks - 32))
+    groups = [grouping.group_of(block) for block in range(first, first + 32)]
     assert len(set(groups)) == len(groups)
 
 
