@@ -53,7 +53,7 @@ def manifest(
     from weightguard_cli.progress import ProgressBar
     from weightguard_cli.status import CLEAN
     from weightguard_cli.target import check_manifest_target
-    from weightguard_cli.units import counted
+    from weightguard_cli.units import byte_size, counted
 
     check_manifest_target(output, path)
     tell_slow_scan()
@@ -69,9 +69,12 @@ def manifest(
         )
     with made:
         sidecar = made.write(output)
+        record = made.document.parity
+        extra = f", with {byte_size(record.size)} of parity" if record else ""
         tensors, weights = counted(len(made.document.tensors), "tensor"), made.document.weights
     deliver(
-        f"Wrote {escape_name(str(output))} and {escape_name(sidecar.name)} beside it: {tensors}.\n"
+        f"Wrote {escape_name(str(output))} and {escape_name(sidecar.name)} beside it: "
+        f"{tensors}{extra}.\n"
         f"Weights: {weights} (keep this line to recognise the manifest by)\n",
         None,
     )

@@ -67,6 +67,8 @@ def _where(outcome: RepairOutcome) -> Iterator[str]:
     if outcome.output is None:
         if not outcome.healed:
             yield "  Nothing was written."
+        if not outcome.report.complete:
+            yield "  It cannot be opened, and no parity knows its files: only a whole copy helps."
         return
     yield f"  The result is at {escape_name(outcome.output)}."
     if outcome.copied:
