@@ -15,6 +15,7 @@ MODULES = {
     "sign": ("model_signing", "OpenSSL"),
     "serve": ("prometheus_client", "starlette", "uvicorn"),
     "distributed": ("ray",),
+    "remote": ("fsspec", "aiohttp"),
 }
 """The modules that each extra exists for."""
 

@@ -6,6 +6,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,7 +146,11 @@ def _signed(value: int) -> int:
     return value - MODULUS if value >> 63 else value
 
 
-class _Block:
+Explained: TypeAlias = list[tuple[WordChange, ...]]
+"""The changes of one element, of which any explains a damaged row."""
+
+
+class DamagedBlock:
     """A damaged block, read once, whose digest says which old words were there."""
 
     def __init__(self, tensor: TensorView, block: int, expected: NDArray[np.uint8]):
@@ -153,13 +158,13 @@ class _Block:
         self._data = tensor.read(self._start, min(self._start + BLOCK_BYTES, tensor.nbytes))
         self._expected: bytes = expected[block].tobytes()
 
-    def confirms(self, changes: Iterable[WordChange]) -> bool:
-        """Return whether the block's digest matches once the old words are put back."""
+    def restored(self, changes: Iterable[WordChange]) -> bytearray | None:
+        """Return the block with the old words put back, or None where its digest differs."""
         data = bytearray(self._data)
         for word in changes:
             at = word.offset - self._start
             data[at : at + word.width] = word.old.to_bytes(word.width, "little")
-        return block_digest(memoryview(data)) == self._expected
+        return data if block_digest(memoryview(data)) == self._expected else None
 
 
 def changed_elements(tensor: TensorView, words: Sequence[WordChange]) -> list[ElementChange]:
@@ -206,17 +211,37 @@ def locate(
     ``expected`` holds the manifest's block digests, uint8 of shape (blocks, 16). Reads each
     touched block once; nothing is written.
     """
-    by_block: dict[int, list[list[tuple[WordChange, ...]]]] = defaultdict(list)
+    return [
+        replace(element, confirmed=confirmed)
+        for block, rows in explained_blocks(tensor, deltas).items()
+        for words, confirmed in _chosen(DamagedBlock(tensor, block, expected), rows)
+        for element in changed_elements(tensor, words)
+    ]
+
+
+def explained_blocks(tensor: TensorView, deltas: Iterable[RowDelta]) -> dict[int, list[Explained]]:
+    """Return, for each block, what may have changed in those of its rows that can be explained."""
+    by_block: dict[int, list[Explained]] = defaultdict(list)
     for delta in deltas:
         explanations = _explanations(tensor, delta)
         if explanations:
             by_block[explanations[0][0].block].append(explanations)
-    return [
-        replace(element, confirmed=confirmed)
-        for block, rows in by_block.items()
-        for words, confirmed in _chosen(_Block(tensor, block, expected), rows)
-        for element in changed_elements(tensor, words)
-    ]
+    return by_block
+
+
+def restored_block(
+    tensor: TensorView, block: int, expected: NDArray[np.uint8], rows: Sequence[Explained]
+) -> bytearray | None:
+    """Return the block whose digest agrees once the changes that ``rows`` suggest are undone.
+
+    ``expected`` holds the manifest's block digests, uint8 of shape (blocks, 16).
+    """
+    damaged = DamagedBlock(tensor, block, expected)
+    for choice in itertools.islice(itertools.product(*rows), MAX_TRIALS):
+        data = damaged.restored(itertools.chain.from_iterable(choice))
+        if data is not None:
+            return data
+    return None
 
 
 def _explanations(tensor: TensorView, delta: RowDelta) -> list[tuple[WordChange, ...]]:
@@ -228,14 +253,14 @@ def _explanations(tensor: TensorView, delta: RowDelta) -> list[tuple[WordChange,
 
 
 def _chosen(
-    block: _Block, rows: Sequence[Sequence[tuple[WordChange, ...]]]
+    block: DamagedBlock, rows: Sequence[Explained]
 ) -> Iterable[tuple[tuple[WordChange, ...], bool]]:
     """Yield one explanation for each row of a block, and whether the block's digest agrees.
 
     Without a digest that agrees only single words are left, which need no second guess.
     """
     for choice in itertools.islice(itertools.product(*rows), MAX_TRIALS):
-        if block.confirms(itertools.chain.from_iterable(choice)):
+        if block.restored(itertools.chain.from_iterable(choice)) is not None:
             yield from ((words, True) for words in choice)
             return
     yield from ((row[0], False) for row in rows if len(row[0]) == 1)

@@ -26,6 +26,7 @@ from weightguard.atomic import atomic_write, remove_abandoned
 from weightguard.calibration import Calibration
 from weightguard.checkpoint.files import CheckpointFile
 from weightguard.errors import CheckpointError, ManifestError
+from weightguard.parity import Parity
 from weightguard.salient import Salience, SuperWeight
 from weightguard.scan.digest import BLOCK_DIGEST, DigestAlgorithm
 from weightguard.scan.fingerprint import Statistics, TensorFingerprint
@@ -37,6 +38,7 @@ SCHEMA: Literal["weightguard-manifest-v1"] = "weightguard-manifest-v1"
 RESIDUES: Literal["sum-and-weighted-sum/u64"] = "sum-and-weighted-sum/u64"
 MAX_JSON_BYTES = 1 << 30
 SIDECAR_NAME_DIGITS = 16
+SIDECAR_SUFFIX, PARITY_SUFFIX = ".sidecar", ".parity"
 UNWRITTEN = "unwritten.sidecar"
 """Names the sidecar of a manifest that was not written yet."""
 CANARY_LOGITS = "canary/logits"
@@ -107,14 +109,21 @@ class ManifestDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     salience: Salience
     calibration: Calibration | None
     sidecar: SidecarRecord
+    parity: SidecarRecord | msgspec.UnsetType = msgspec.UNSET
+    """Left out of manifests that were made without parity."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A manifest in memory: the document, and the open sidecar that its arrays are read from."""
+    """A manifest in memory: the document, and the open sidecar that its arrays are read from.
+
+    ``parity`` is open where the manifest was just made; ``folder`` is where it was read from.
+    """
 
     document: ManifestDocument
     sidecar: Sidecar
+    parity: Sidecar | None = None
+    folder: Path | None = None
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Manifest:
@@ -132,7 +141,31 @@ class Manifest:
         except BaseException:
             sidecar.close()
             raise
-        return cls(document, sidecar)
+        return cls(document, sidecar, folder=path.parent)
+
+    def open_parity(self) -> Parity | None:
+        """Open the parity sidecar and check all of it; None for a manifest without parity.
+
+        Raises ManifestError where it is missing, altered or damaged.
+        """
+        record = self.document.parity
+        if record is msgspec.UNSET:
+            return None
+        sidecar = self.parity or self._parity_file(record)
+        try:
+            if sidecar.file.size != record.size or sidecar.digest() != record.digest:
+                raise ManifestError(
+                    f"the parity sidecar {record.name} is not the one that the manifest was "
+                    "written with. Restore it, or go without it (--no-parity)."
+                )
+            return Parity.of(sidecar, self.views())
+        except BaseException:
+            sidecar.close()
+            raise
+
+    def _parity_file(self, record: SidecarRecord) -> Sidecar:
+        folder = self.folder or Path()
+        return Sidecar.open(folder / record.name, record.name, "parity sidecar")
 
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write the manifest to ``path`` and its sidecar beside it; return the sidecar's path.
@@ -144,23 +177,37 @@ class Manifest:
         refuse_replacing(path)
         record = self.document.sidecar
         name = sidecar_name(path, record.digest)
-        document = msgspec.structs.replace(
-            self.document, sidecar=msgspec.structs.replace(record, name=name)
-        )
-        previous = _previous_sidecar(path)
+        previous = _previous_companions(path)
         try:
+            parity = self._write_parity(path)
             with atomic_write(path.parent / name) as file:
                 self.sidecar.copy_to(file)
+            document = msgspec.structs.replace(
+                self.document, sidecar=msgspec.structs.replace(record, name=name), parity=parity
+            )
             with atomic_write(path) as file:
                 file.writelines(encode_pieces(document))
-            if previous is not None and previous != path.parent / name:
-                previous.unlink(missing_ok=True)
+            for old in previous - {name, getattr(parity, "name", None)}:
+                (path.parent / old).unlink(missing_ok=True)
             remove_abandoned(path.parent, _sidecar_pattern(path))
         except OSError as error:
             raise ManifestError(
                 f"cannot write {path}: {error.strerror}. Check the folder and the free space."
             ) from error
         return path.parent / name
+
+    def _write_parity(self, path: Path) -> SidecarRecord | msgspec.UnsetType:
+        record = self.document.parity
+        if record is msgspec.UNSET:
+            return record
+        name = sidecar_name(path, record.digest, PARITY_SUFFIX)
+        target = path.parent / name
+        here = self.folder is not None and (self.folder / record.name).resolve()
+        if here != target.resolve():
+            source = self.parity or self._parity_file(record)
+            with atomic_write(target) as file:
+                source.copy_to(file)
+        return msgspec.structs.replace(record, name=name)
 
     def calibrated(
         self,
@@ -173,7 +220,7 @@ class Manifest:
         ``super_weights`` replaces those of the manifest; ``canary_logits`` of shape (vocabulary,)
         goes into the sidecar, in place of earlier ones. Close both manifests.
         """
-        specs = [s for n, view in enumerate(self._views()) for s in array_specs(n, view)]
+        specs = [s for n, view in enumerate(self.views()) for s in array_specs(n, view)]
         logits = ArraySpec(CANARY_LOGITS, np.dtype(np.float32), canary_logits.shape)
         writer = SidecarWriter([*specs, logits])
         for spec in specs:
@@ -184,9 +231,9 @@ class Manifest:
             self.document,
             salience=msgspec.structs.replace(self.document.salience, super_weights=super_weights),
             calibration=calibration,
-            sidecar=SidecarRecord(UNWRITTEN, sidecar.file.size, sidecar.digest()),
+            sidecar=companion_record(sidecar),
         )
-        return Manifest(document, sidecar)
+        return Manifest(document, sidecar, self.parity, self.folder)
 
     def canary_logits(self) -> NDArray[np.float32]:
         """Return the recorded logits of the canary's last position, shape (vocabulary,).
@@ -199,7 +246,8 @@ class Manifest:
             )
         return self.sidecar.read(CANARY_LOGITS)
 
-    def _views(self) -> list[TensorView]:
+    def views(self) -> list[TensorView]:
+        """Return the recorded tensors in number order, as views without bytes."""
         return [recorded_view(n, r) for n, r in sorted(self.document.tensors.items())]
 
     @property
@@ -208,8 +256,10 @@ class Manifest:
         return {name: number for number, name in enumerate(sorted(self.document.tensors))}
 
     def close(self) -> None:
-        """Close the sidecar."""
+        """Close the sidecar, and the parity where it is open."""
         self.sidecar.close()
+        if self.parity is not None:
+            self.parity.close()
 
     def __enter__(self) -> Self:
         return self
@@ -223,10 +273,15 @@ class Manifest:
         self.close()
 
 
-def sidecar_name(path: Path, digest: str) -> str:
-    """Return the name of the sidecar of the manifest ``path``: ``STEM-DIGITS.sidecar``."""
+def sidecar_name(path: Path, digest: str, suffix: str = SIDECAR_SUFFIX) -> str:
+    """Return the name of a sidecar of the manifest ``path``: ``STEM-DIGITS.sidecar``."""
     stem = path.name.removesuffix(".json")
-    return f"{stem}-{digest.partition(':')[2][:SIDECAR_NAME_DIGITS]}.sidecar"
+    return f"{stem}-{digest.partition(':')[2][:SIDECAR_NAME_DIGITS]}{suffix}"
+
+
+def companion_record(sidecar: Sidecar) -> SidecarRecord:
+    """Return what a manifest says of a sidecar that has no name yet."""
+    return SidecarRecord(UNWRITTEN, sidecar.file.size, sidecar.digest())
 
 
 def encode(document: ManifestDocument) -> bytes:
@@ -460,6 +515,7 @@ class _Kept(msgspec.Struct):
 
     schema: str
     sidecar: dict[str, Any] = {}
+    parity: dict[str, Any] = {}
 
 
 def _kept(path: Path) -> _Kept | None:
@@ -494,18 +550,17 @@ def refuse_replacing(path: Path) -> None:
         )
 
 
-def _previous_sidecar(path: Path) -> Path | None:
-    """Return the sidecar of the manifest now at ``path``, to be removed once it is replaced."""
+def _previous_companions(path: Path) -> set[str]:
+    """Return the names of what belongs to the manifest now at ``path`` and goes with it."""
     kept = _kept(path)
-    name: object = None if kept is None else kept.sidecar.get("name")
-    if not isinstance(name, str) or not re.fullmatch(_sidecar_pattern(path), name):
-        return None
-    return path.parent / name
+    names = () if kept is None else (kept.sidecar.get("name"), kept.parity.get("name"))
+    pattern = re.compile(_sidecar_pattern(path))
+    return {name for name in names if isinstance(name, str) and pattern.fullmatch(name)}
 
 
 def _sidecar_pattern(path: Path) -> str:
     stem = re.escape(path.name.removesuffix(".json"))
-    return rf"{stem}-[0-9a-f]{{{SIDECAR_NAME_DIGITS}}}\.sidecar"
+    return rf"{stem}-[0-9a-f]{{{SIDECAR_NAME_DIGITS}}}\.(?:sidecar|parity)"
 
 
 __all__ = [
@@ -519,6 +574,7 @@ __all__ = [
     "SidecarRecord",
     "StatisticsRecord",
     "TensorRecord",
+    "companion_record",
     "encode",
     "encode_pieces",
     "exact_value",

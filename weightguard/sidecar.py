@@ -108,6 +108,20 @@ class SidecarWriter:
             written = os.pwrite(self.file.fileno(), data, offset)
             data, offset = data[written:], offset + written
 
+    def read(self, name: str, first: int, count: int) -> NDArray[Any]:
+        """Return ``count`` bytes that were written to the byte array ``name``, from ``first`` on.
+
+        Raises OSError when they were not.
+        """
+        result = np.empty(count, np.uint8)
+        offset, done = self._data + self._starts[name][0] + first, 0
+        while done < count:
+            piece = os.preadv(self.file.fileno(), [result.data[done:]], offset + done)
+            if not piece:
+                raise OSError(f"the temporary file of {name} ends early")
+            done += piece
+        return result
+
     def finish(self) -> Sidecar:
         """Return what was written, opened for reading; nothing can be written after it."""
         self._starts = {}
@@ -133,13 +147,13 @@ class Sidecar:
     arrays: dict[str, TensorView]
 
     @classmethod
-    def open(cls, path: Path, name: str) -> Sidecar:
+    def open(cls, path: Path, name: str, what: str = "sidecar") -> Sidecar:
         """Open and validate the structure of a sidecar; ManifestError where it is damaged."""
         try:
             file = CheckpointFile(path, name)
         except CheckpointError as error:
             raise ManifestError(
-                f"the manifest's sidecar {error}. "
+                f"the manifest's {what} {error}. "
                 "Copy it beside the manifest, or write the manifest again."
             ) from error
         return cls.parse(file)

@@ -6,7 +6,17 @@ from importlib import import_module
 
 import click
 
-COMMANDS = ("audit", "manifest", "verify", "sign", "calibrate", "inspect", "rules")
+COMMANDS = (
+    "audit",
+    "manifest",
+    "verify",
+    "repair",
+    "sign",
+    "calibrate",
+    "inspect",
+    "inject",
+    "rules",
+)
 """Each is a function of the same name in the module of the same name."""
 
 

@@ -66,6 +66,19 @@ def format_option(command: Command) -> Command:
     )(command)
 
 
+def report_format_option(command: Command) -> Command:
+    """Add ``--format`` with all formats of a report, passed on as ``output_format``."""
+    return click.option(
+        "--format",
+        "output_format",
+        type=click.Choice(FORMATS),
+        default="text",
+        show_default=True,
+        help="text and html for people, json for programs, sarif for code scanning, junit for "
+        "test reports, markdown for job summaries.",
+    )(command)
+
+
 def report_options(command: Command) -> Command:
     """Add what every command that ends with a report takes."""
     command = click.option(
@@ -75,15 +88,7 @@ def report_options(command: Command) -> Command:
         metavar="FILE",
         help="Write the report to FILE, all of it or nothing.",
     )(command)
-    command = click.option(
-        "--format",
-        "output_format",
-        type=click.Choice(FORMATS),
-        default="text",
-        show_default=True,
-        help="text and html for people, json for programs, sarif for code scanning, junit for "
-        "test reports, markdown for job summaries.",
-    )(command)
+    command = report_format_option(command)
     return click.option(
         "--fail-on",
         type=click.Choice(SEVERITIES),

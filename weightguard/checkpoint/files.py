@@ -111,6 +111,8 @@ class Folder:
 
     root: Path
     blobs: Path | None = None
+    listed: tuple[str, ...] | None = None
+    """The names in a folder that cannot be listed by its path."""
     _opened: list[CheckpointFile] = field(default_factory=list)
 
     def open(self, name: str) -> CheckpointFile:
@@ -126,6 +128,10 @@ class Folder:
         if self.resolve(name) != real:
             raise _swapped(name)
         return opened
+
+    def peek(self, name: str) -> CheckpointFile:
+        """Open a file that is no part of the checkpoint; the caller closes it. See ``open``."""
+        return CheckpointFile(self.resolve(name), name)
 
     def release(self, file: CheckpointFile) -> None:
         """Close a file that turned out to be no part of the checkpoint."""
@@ -164,6 +170,10 @@ class Folder:
                 name, f"{shown(name)} leads to {shown(target)}, outside the checkpoint's folder"
             )
         return real
+
+    def holds(self, name: str) -> bool:
+        """Return whether there is an entry ``name``, were it a dangling link."""
+        return os.path.lexists(self.root / name)
 
     def _places(self) -> Sequence[Path]:
         return (self.root,) if self.blobs is None else (self.root, self.blobs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -71,16 +70,16 @@ def read_config(folder: Folder) -> tuple[dict[str, Any] | None, tuple[Finding, .
     That is WG120, or WG110 and WG111 where it is a link out of the folder or no regular file.
     """
     # a dangling link exists too, and is a finding
-    if not os.path.lexists(folder.root / CONFIG):
+    if not folder.holds(CONFIG):
         return None, ()
     try:
-        return _parse_config(folder.resolve(CONFIG)), ()
+        return _parse_config(folder), ()
     except CheckpointError as error:
         return None, (error.finding,)
 
 
-def _parse_config(path: Path) -> dict[str, Any]:
-    file = CheckpointFile(path, CONFIG)
+def _parse_config(folder: Folder) -> dict[str, Any]:
+    file = folder.peek(CONFIG)
     try:
         if file.size > MAX_CONFIG_BYTES:
             words = f"{shown(CONFIG)} has {file.size} bytes, above the limit of {MAX_CONFIG_BYTES}"

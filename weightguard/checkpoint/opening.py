@@ -37,10 +37,14 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path)
     is_folder = _is_folder(path)
     root = path if is_folder else path.parent
-    folder = Folder(root, blobs_of(root))
+    return open_in(Folder(root, blobs_of(root)), path, named=not is_folder)
+
+
+def open_in(folder: Folder, path: Path, *, named: bool) -> Checkpoint:
+    """Open the checkpoint of ``folder``, or of the one file ``path``; closes it on an error."""
     try:
         opening = _Opening(folder)
-        format_ = opening.open_folder() if is_folder else opening.open_named(path)
+        format_ = opening.open_named(path) if named else opening.open_folder()
         return opening.checkpoint(path, format_)
     except BaseException:
         folder.close()
@@ -109,9 +113,14 @@ class _Opening:
         self._open_model(file, format_)
         return format_
 
+    def _names(self) -> tuple[str, ...]:
+        return (
+            self._folder.listed if self._folder.listed is not None else names_in(self._folder.root)
+        )
+
     def open_folder(self) -> Format:
         """Open the checkpoint of the folder."""
-        names = names_in(self._folder.root)
+        names = self._names()
         index = index_of(names)
         if index is not None:
             return self._open_index(self._folder.open(index))
@@ -201,7 +210,7 @@ class _Opening:
         index = read_index(file)
         self._findings += index.findings
         self._read_config()
-        missing = [name for name in index.shards if not os.path.lexists(self._folder.root / name)]
+        missing = [name for name in index.shards if not self._folder.holds(name)]
         absent = frozenset(missing)
         formats: dict[str, Format] = {}
         for name in index.shards:
@@ -218,7 +227,7 @@ class _Opening:
         self._findings += check_index(index, self._tensors, missing)
         self._unread += count_absent(index, self._tensors)
         self._findings += _mixture(formats)
-        names = names_in(self._folder.root)
+        names = self._names()
         self._known = repeated(names, index.shards)
         for name in extra_shards(names, index.shards):
             if name not in self._known:

@@ -24,6 +24,8 @@ from weightguard.tensor import TensorView
 MAX_THREADS = 64
 
 Observe = Callable[[TensorView], Sequence[TensorObserver]]
+TakeBlock = Callable[[TensorView, int, memoryview], None]
+"""Called with a tensor, an offset in its canonical bytes, and the block there, in any order."""
 
 
 def default_threads() -> int:
@@ -38,24 +40,28 @@ def scan_tensors(
     digest: DigestAlgorithm | None,
     threads: int | None = None,
     meter: Meter | None = None,
+    take_block: TakeBlock | None = None,
 ) -> None:
     """Pass once over the bytes of ``tensors``; ``observe`` names who sees each one's results.
 
     ``digest`` None leaves out the cryptographic tensor digest and its cost.
 
-    Observers of different tensors may run at the same time. Raises CheckpointError when a file
-    cannot be read to its end.
+    Observers of different tensors may run at the same time. ``take_block`` sees every block as it
+    is read, from several threads at once; its memory is valid during the call only. Raises
+    CheckpointError when a file cannot be read to its end.
     """
     queue = _Queue(tensors, observe, digest)
     workers = max(1, min(threads or default_threads(), MAX_THREADS))
     helpers = [
-        threading.Thread(target=_work, args=(queue, meter), name=f"weightguard-scan-{n}")
+        threading.Thread(
+            target=_work, args=(queue, meter, take_block), name=f"weightguard-scan-{n}"
+        )
         for n in range(1, workers)
     ]
     for helper in helpers:
         helper.start()
     try:
-        _work(queue, meter)
+        _work(queue, meter, take_block)
     finally:
         _join(helpers, queue)
     queue.raise_failure()
@@ -146,16 +152,16 @@ class _Queue:
             raise self._failure
 
 
-def _work(queue: _Queue, meter: Meter | None) -> None:
+def _work(queue: _Queue, meter: Meter | None, take_block: TakeBlock | None) -> None:
     try:
-        _scan_blocks(queue, meter)
+        _scan_blocks(queue, meter, take_block)
     except _Stopped:
         return
     except BaseException as error:  # noqa: BLE001 - carried to the calling thread
         queue.fail(error)
 
 
-def _scan_blocks(queue: _Queue, meter: Meter | None) -> None:
+def _scan_blocks(queue: _Queue, meter: Meter | None, take_block: TakeBlock | None) -> None:
     buffer = mmap.mmap(-1, BLOCK_BYTES + mmap.PAGESIZE)
     view, array = memoryview(buffer), np.frombuffer(buffer, np.uint8)
     claim = queue.claim(None)
@@ -175,6 +181,8 @@ def _scan_blocks(queue: _Queue, meter: Meter | None) -> None:
         lane.tensor.source.read_into(start, view[:ahead])
         block = view[:nbytes]
         digest = block_digest(block)
+        if take_block is not None:
+            take_block(lane.tensor, start, block)
         scan = kernel.scan(array[:ahead], start, nbytes)
         _in_turn(queue, lane, index, lambda: lane.builder.add(index, block, digest, scan))  # noqa: B023
         if meter is not None:

@@ -1,0 +1,127 @@
+"""kill -9 at any step of a repair in place: the next one ends with the original."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.checkpoints import random_tensor, write_safetensors
+from tests.damaged import MIB, attest, overwrite
+from weightguard import Manifest
+from weightguard.repair import Means, repair_in_place
+
+STEPS = ("pwrite", "fsync", "ftruncate", "open", "close", "fchmod")
+"""Calls of the operating system that a repair changes something with, or ends something."""
+KILLS = 15
+
+REPAIR = """
+import sys
+from weightguard import Manifest
+from weightguard.repair import repair_in_place
+with Manifest.read(sys.argv[2]) as read:
+    print("ready", flush=True)
+    repair_in_place(sys.argv[1], read)
+"""
+
+
+def damage(model: Path) -> None:
+    overwrite(model, 0, b"\xff" * 30)
+    overwrite(model, MIB + 10_000, bytes(500_000))
+    overwrite(model, model.stat().st_size - 40, b"\xaa")
+
+
+def repair(model: Path, manifest: Path) -> tuple[bool, bool]:
+    with Manifest.read(manifest) as read:
+        outcome = repair_in_place(model, read, Means(threads=1))
+    return outcome.healed, outcome.resumed
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    tensors = {"w": random_tensor("BF16", (3, 512, 512), 1), "n": random_tensor("F32", (64,), 2)}
+    return write_safetensors(tmp_path / "model.safetensors", tensors)
+
+
+def repair_until(step: int, model: Path, manifest: Path) -> bool:
+    """Repair in a process of its own that kills itself before call ``step``; whether it ended."""
+    child = os.fork()
+    if not child:
+        left = step
+
+        def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+            def counting(*args: Any, **more: Any) -> Any:
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return call(*args, **more)
+
+            return counting
+
+        for name in STEPS:
+            setattr(os, name, counted(getattr(os, name)))
+        Path.replace = counted(Path.replace)  # type: ignore[method-assign]
+        Path.unlink = counted(Path.unlink)  # type: ignore[method-assign]
+        healed = repair(model, manifest)[0]
+        os._exit(0 if healed else 1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, -signal.SIGKILL)
+    return status == 0
+
+
+@pytest.mark.proof
+def test_a_repair_killed_at_every_step_is_finished_by_the_next(
+    model: Path, tmp_path: Path, claim: Callable[[str], None]
+) -> None:
+    manifest = attest(model, tmp_path / "m.weightguard.json", parity=True)
+    sound, names = model.read_bytes(), {path.name for path in tmp_path.iterdir()}
+    step, by_journal = 0, 0
+    damage(model)
+    while not repair_until(step, model, manifest):
+        healed, resumed = repair(model, manifest)
+        assert healed
+        by_journal += resumed
+        assert model.read_bytes() == sound
+        assert {path.name for path in tmp_path.iterdir()} <= {*names, *leftovers(tmp_path)}
+        step += 1
+        damage(model)
+    assert model.read_bytes() == sound
+    assert step > 20
+    assert by_journal > 3
+    claim(f"a repair in place killed at {step} steps, each time finished ({by_journal} by journal)")
+
+
+def leftovers(folder: Path) -> set[str]:
+    """Return temporary journals of writers that were killed when nothing had been changed yet."""
+    return {path.name for path in folder.glob("..weightguard-repair.journal.*.tmp")}
+
+
+@pytest.mark.proof
+def test_a_repair_killed_at_any_moment_is_finished_by_the_next(
+    model: Path, tmp_path: Path, claim: Callable[[str], None]
+) -> None:
+    manifest = attest(model, tmp_path / "m.weightguard.json", parity=True)
+    sound = model.read_bytes()
+    moments = random.Random(3)
+    for _ in range(KILLS):
+        damage(model)
+        with subprocess.Popen(
+            [sys.executable, "-c", REPAIR, str(model), str(manifest)], stdout=subprocess.PIPE
+        ) as running:
+            assert running.stdout is not None
+            assert running.stdout.readline() == b"ready\n"
+            try:
+                running.wait(timeout=moments.uniform(0.001, 0.06))
+            except subprocess.TimeoutExpired:
+                running.kill()
+        assert repair(model, manifest)[0]
+        assert model.read_bytes() == sound
+    claim(f"{KILLS} repairs in place killed at random moments, each finished by the next")

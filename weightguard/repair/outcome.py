@@ -1,0 +1,56 @@
+"""What a repair did, and what it left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from weightguard.catalogue import Severity
+from weightguard.finding import Report
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRepair:
+    """One tensor whose digest is the manifest's again; ``blocks`` by the source that gave them."""
+
+    tensor: str
+    file: str
+    blocks: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerRepair:
+    """A file whose header, metadata, padding or length is as recorded again."""
+
+    file: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RepairOutcome:
+    """The outcome of a repair.
+
+    ``report`` is that of the result, verified after it was written: its findings are what remains.
+    ``output`` is where the result is, None where nothing was written: there was nothing to heal,
+    or nothing could be healed. ``resumed`` says that an unfinished repair in place was finished
+    first. ``copied`` are files beside the weights that went into the new folder; ``left_out``
+    counts links out of the folder, pipes and devices that did not. ``fetched`` counts the bytes of
+    tensors that were read from the golden copy, ``refused`` names those whose blocks there are
+    not the manifest's.
+    """
+
+    report: Report
+    tensors: tuple[TensorRepair, ...] = ()
+    containers: tuple[ContainerRepair, ...] = ()
+    output: str | None = None
+    resumed: bool = False
+    copied: tuple[str, ...] = ()
+    left_out: int = 0
+    fetched: int = 0
+    refused: tuple[str, ...] = ()
+    schema: Literal["weightguard-repair-v1"] = "weightguard-repair-v1"
+
+    @property
+    def healed(self) -> bool:
+        """Whether nothing remains: the result was read to its end and found no error."""
+        return self.report.complete and not self.report.at_least(Severity.ERROR)
