@@ -133,9 +133,9 @@ class Drift:
         """Return who is to see ``tensor`` during the pass."""
         return [DriftObserver(self, tensor)] if tensor.name in self.pairs.matched else []
 
-    def take(self, change: TensorChange) -> None:
-        """Take in a tensor's change that is known already."""
-        self._changes[change.tensor] = change
+    def take(self, changes: Iterable[TensorChange]) -> None:
+        """Take in changes that are known already."""
+        self._changes |= {change.tensor: change for change in changes}
 
     def conclude(self, tensor: TensorView) -> None:
         """Judge a tensor whose every block was read."""

@@ -114,7 +114,7 @@ class Report(msgspec.Struct, frozen=True):
     ``salience`` is what stands out in the weights, where that was asked for. ``complete`` is
     False when the checkpoint could not be read to its end; the findings then say why, and the
     absence of others means nothing. ``not_read`` are files beside the checkpoint that are no part
-    of it; nothing is known about them.
+    of it; nothing is known about them. ``policy`` is the file of the policy that was applied.
     """
 
     checkpoint: str
@@ -124,6 +124,7 @@ class Report(msgspec.Struct, frozen=True):
     coverage: Coverage
     salience: Salience | None = None
     not_read: FilesBeside = FilesBeside()
+    policy: str | None = None
     schema: str = "weightguard-report-v1"
 
     def at_least(self, severity: Severity) -> tuple[Finding, ...]:

@@ -1,4 +1,4 @@
-"""Recording a pass: fingerprints into records and a sidecar, and showing them to observers again."""
+"""A pass over tensors recorded as their manifest, and shown again to those who missed it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Recording:
 
     def observer(self, tensor: TensorView) -> TensorObserver:
         """Return who records ``tensor``."""
-        return Recorder(self._writer, self._numbers[tensor.name], self._records)
+        return _Recorder(self._writer, self._numbers[tensor.name], self._records)
 
     @property
     def complete(self) -> bool:
@@ -74,7 +74,7 @@ class Recording:
         return Manifest(document, sidecar)
 
 
-class Recorder:
+class _Recorder:
     """Writes one tensor's rows into the sidecar and its fingerprint into the records."""
 
     def __init__(self, writer: SidecarWriter, number: int, records: dict[str, TensorRecord]):

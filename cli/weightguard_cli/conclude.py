@@ -26,11 +26,15 @@ from weightguard_cli.verdict import Scope
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How a report goes out: its format, its file (None is standard output), and what fails."""
+    """How a report goes out: its format, its file (None is standard output), and what fails.
+
+    ``copies`` are further formats and files of the same report.
+    """
 
     output_format: str
     output: Path | None
     fail_on: str
+    copies: tuple[tuple[str, Path], ...] = ()
 
 
 def conclude(
@@ -42,16 +46,17 @@ def conclude(
     with ProgressBar(task) as progress:
         report = examine(progress)
     seconds = time.perf_counter() - started
-    deliver(_render(report, scope, delivery), delivery.output)
+    for name, target in ((delivery.output_format, delivery.output), *delivery.copies):
+        deliver(_render(report, scope, name, target), target)
     if stderr_is_terminal():
         _tell_terminal(report, scope, delivery, seconds)
     return _status(report, delivery)
 
 
-def _render(report: Report, scope: Scope, delivery: Delivery) -> str:
-    if delivery.output_format == "json":
+def _render(report: Report, scope: Scope, name: str, target: Path | None) -> str:
+    if name == "json":
         return json_text(report)
-    to_stdout = delivery.output in (None, STANDARD_OUTPUT)
+    to_stdout = target in (None, STANDARD_OUTPUT)
     return report_text(report, scope, Style.of(sys.stdout) if to_stdout else Style())
 
 

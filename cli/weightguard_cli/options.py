@@ -10,6 +10,7 @@ import click
 
 SEVERITIES = ("info", "warning", "error", "critical")
 MAX_THREADS = 1024
+REPORT_FORMATS = ("text", "json")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -64,16 +65,20 @@ def format_option(command: Command) -> Command:
     )(command)
 
 
-def report_options(command: Command) -> Command:
-    """Add what every command that ends with a report takes."""
-    command = click.option(
+def output_option(command: Command) -> Command:
+    """Add ``-o``."""
+    return click.option(
         "-o",
         "--output",
         type=NamedPath(),
         metavar="FILE",
         help="Write the report to FILE, all of it or nothing.",
     )(command)
-    command = format_option(command)
+
+
+def report_options(command: Command) -> Command:
+    """Add what every command that ends with a report takes."""
+    command = format_option(output_option(command))
     return click.option(
         "--fail-on",
         type=click.Choice(SEVERITIES),
