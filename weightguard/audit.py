@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,6 +19,7 @@ from weightguard.errors import CheckpointError, WeightguardError
 from weightguard.finding import Coverage, FilesBeside, Finding, Report, finding, ordered
 from weightguard.manifest import Manifest
 from weightguard.progress import Meter, Progress
+from weightguard.ranges import TensorRange
 from weightguard.rules.configuration import check_config
 from weightguard.rules.equality import check_equality, check_files
 from weightguard.rules.health import HealthObserver, TensorHealth
@@ -28,7 +29,13 @@ from weightguard.rules.superweights import check_lineages, check_salience, check
 from weightguard.salience_changes import SalienceComparison
 from weightguard.salient import Salience
 from weightguard.scan.digest import DigestAlgorithm
-from weightguard.scan.fingerprint import TensorFingerprint, TensorObserver, UIntArray
+from weightguard.scan.fingerprint import (
+    Statistics,
+    TensorFingerprint,
+    TensorObserver,
+    UIntArray,
+)
+from weightguard.scan.formats import FORMATS
 from weightguard.scan.stream import scan_tensors
 from weightguard.survey import Survey, own_names
 from weightguard.tensor import TensorView
@@ -108,26 +115,30 @@ def _examine(
     try:
         checkpoint = open_checkpoint(path)
     except CheckpointError as error:
-        return _report(path, None, [error.finding], checked=None)
+        return _report(path, None, [error.finding], {}, complete=False)
     with checkpoint:
         examination = _Examination(checkpoint, manifest, selection, whole_files, threads)
         try:
             findings = examination.run(progress)
         except CheckpointError as error:
             found = [*selection.keep(checkpoint.findings), error.finding]
-            return _report(path, checkpoint, found, checked=examination.checked)
-        report = _report(path, checkpoint, findings, checked=None)
+            return _report(path, checkpoint, found, examination.ranges, complete=False)
+        report = _report(path, checkpoint, findings, examination.ranges, complete=True)
         return msgspec.structs.replace(report, salience=examination.salience)
 
 
 def _report(
-    path: Path, checkpoint: Checkpoint | None, findings: list[Finding], checked: set[str] | None
+    path: Path,
+    checkpoint: Checkpoint | None,
+    findings: list[Finding],
+    ranges: Mapping[str, TensorRange],
+    *,
+    complete: bool,
 ) -> Report:
-    """Return the report; ``checked`` names the tensors read before the audit had to stop."""
+    """Return the report; ``ranges`` are those of the tensors that were read, by name."""
     tensors = checkpoint.tensors if checkpoint else ()
     unread = checkpoint.unread if checkpoint else 0
-    complete = checkpoint is not None and checked is None
-    read = tensors if complete else tuple(t for t in tensors if t.name in (checked or ()))
+    read = [ranges[tensor.name] for tensor in tensors if tensor.name in ranges]
     return Report(
         checkpoint=str(path),
         format=checkpoint.format if checkpoint else "unknown",
@@ -136,19 +147,20 @@ def _report(
         coverage=Coverage(
             tensors_checked=len(read),
             tensors_total=len(tensors) + unread,
-            bytes_checked=sum(tensor.nbytes for tensor in read),
+            bytes_checked=sum(found.nbytes for found in read),
             bytes_total=sum(tensor.nbytes for tensor in tensors),
             tensors_unread=unread,
         ),
         not_read=checkpoint.beside if checkpoint else FilesBeside(),
+        ranges=tuple(read),
     )
 
 
-class _Checked:
-    """Notes that a tensor was read to its end."""
+class _RangeObserver:
+    """Notes the range of a tensor when it was read to its end."""
 
-    def __init__(self, name: str, checked: set[str]):
-        self._name, self._checked = name, checked
+    def __init__(self, tensor: TensorView, ranges: dict[str, TensorRange]):
+        self._tensor, self._ranges = tensor, ranges
 
     def residues(self, first_row: int, residues: NDArray[np.uint64]) -> None:
         """See TensorObserver."""
@@ -158,7 +170,27 @@ class _Checked:
 
     def finished(self, fingerprint: TensorFingerprint) -> None:
         """See TensorObserver."""
-        self._checked.add(self._name)
+        tensor, statistics = self._tensor, fingerprint.statistics
+        self._ranges[tensor.name] = TensorRange(
+            name=tensor.name,
+            dtype=tensor.dtype.name,
+            shape=tensor.shape,
+            nbytes=tensor.nbytes,
+            file=tensor.shard,
+            offset=tensor.offset,
+            min=_value(statistics, statistics.min_bits),
+            max=_value(statistics, statistics.max_bits),
+            absmax=statistics.absmax,
+            rms=statistics.rms,
+            zero=statistics.zero,
+            nan=statistics.nan,
+            inf=statistics.inf,
+            raw=tensor.dtype.is_opaque,
+        )
+
+
+def _value(statistics: Statistics, bits: int | None) -> float | None:
+    return None if bits is None else float(FORMATS[statistics.scalar].decode(bits))
 
 
 class _Examination:
@@ -187,7 +219,7 @@ class _Examination:
             else SalienceComparison(checkpoint.tensors, self._names, manifest.document)
         )
         self.salience: Salience | None = None
-        self.checked: set[str] = set()
+        self.ranges: dict[str, TensorRange] = {}
 
     def run(self, progress: Progress | None) -> list[Finding]:
         checkpoint = self._checkpoint
@@ -221,7 +253,7 @@ class _Examination:
         return None if self._manifest is None else self._manifest.document.digest_algorithm
 
     def _observe(self, tensor: TensorView) -> Sequence[TensorObserver]:
-        observers: list[TensorObserver] = [_Checked(tensor.name, self.checked)]
+        observers: list[TensorObserver] = [_RangeObserver(tensor, self.ranges)]
         if self._selection.any_of("WG2"):
             observers.append(HealthObserver(tensor, self._judge_numbers))
         if self._manifest is not None:

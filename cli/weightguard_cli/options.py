@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from weightguard_cli.formats import FORMATS
+
 SEVERITIES = ("info", "warning", "error", "critical")
 MAX_THREADS = 1024
 
@@ -73,7 +75,15 @@ def report_options(command: Command) -> Command:
         metavar="FILE",
         help="Write the report to FILE, all of it or nothing.",
     )(command)
-    command = format_option(command)
+    command = click.option(
+        "--format",
+        "output_format",
+        type=click.Choice(FORMATS),
+        default="text",
+        show_default=True,
+        help="text and html for people, json for programs, sarif for code scanning, junit for "
+        "test reports, markdown for job summaries.",
+    )(command)
     return click.option(
         "--fail-on",
         type=click.Choice(SEVERITIES),
