@@ -63,8 +63,12 @@ def render(report: Report, presentation: Presentation) -> str:
 
 
 def code(text: str) -> str:
-    """Return a name as a code span: no markup, link, mention or line break survives in it."""
-    shown = escape_name(text)
+    """Return a name as a code span."""
+    return span(escape_name(text))
+
+
+def span(shown: str) -> str:
+    """Return escaped text as a code span: no markup, link or mention survives in it."""
     longest = max(map(len, _BACKTICKS.findall(shown)), default=0)
     fence = "`" * (longest + 1)
     pad = " " if longest or shown[0] == " " else ""
@@ -74,7 +78,7 @@ def code(text: str) -> str:
 def prose(text: str) -> str:
     """Return a message as Markdown that shows it literally."""
     shown = escape_text(text)
-    return code(shown) if _LINKED.search(shown) else _SPECIAL.sub(r"\\\1", shown)
+    return span(shown) if _LINKED.search(shown) else _SPECIAL.sub(r"\\\1", shown)
 
 
 def _table(groups: list[tuple[str, list[Finding]]]) -> Iterator[str]:
@@ -101,10 +105,10 @@ def _section(rule: str, findings: list[Finding]) -> Iterator[str]:
     for remedy, sharing in groupby(findings[:MAX_SHOWN], lambda f: f.remedy):
         for found in sharing:
             where = place(found)
-            at = f"{code(where)}: " if where else ""
+            at = f"{span(where)}: " if where else ""
             yield f"- {at}{prose(found.message)}"
             for line in evidence_lines(found.evidence):
-                yield f"  - {code(line)}"
+                yield f"  - {span(line)}"
         yield ""
         yield f"  **Do:** {prose(remedy)}"
         yield ""
