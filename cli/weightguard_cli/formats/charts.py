@@ -76,8 +76,7 @@ def range_plot(ranges: Sequence[TensorRange], worst: Mapping[str, Severity]) -> 
         )  # fmt: skip
     stride = max(1, math.ceil((high - low) / MAX_TICKS))
     ticks = [
-        Tick(round(height(10.0**power), 2), _power(power))
-        for power in range(low, high + 1, stride)
+        Tick(round(height(10.0**power), 2), _power(power)) for power in range(low, high + 1, stride)
     ]
     return Plot(tuple(bars), tuple(ticks), per_bar)
 

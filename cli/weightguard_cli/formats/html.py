@@ -142,7 +142,7 @@ def _groups(findings: tuple[Finding, ...]) -> Iterator[Group]:
 
 
 def _told(found: Finding) -> Told:
-    evidence = tuple(evidence_lines(found.evidence))
+    evidence = tuple(filter(None, evidence_lines(found.evidence)))
     return Told(place(found), escape_text(found.message), evidence, escape_text(found.remedy))
 
 

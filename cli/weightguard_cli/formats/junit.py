@@ -36,13 +36,10 @@ def render(report: Report, presentation: Presentation) -> str:
     suite = TestSuite(f"weightguard {presentation.task} {escape_name(report.checkpoint)}")
     for case in _cases(report, presentation):
         suite.add_testcase(case)
-    told = [str(verdict(report, presentation.scope))]
-    told += [f"Not checked: {line}" for line in unchecked_lines(report, presentation.scope)]
-    suite.system_out = "\n".join(told)
     document = JUnitXml(f"weightguard {presentation.task}")
     document.add_testsuite(suite)
-    text = document.tostring()
-    return (text.decode("utf-8") if isinstance(text, bytes) else text).rstrip("\n") + "\n"
+    text: bytes = document.tostring()  # type: ignore[no-untyped-call]
+    return text.decode("utf-8").rstrip("\n") + "\n"
 
 
 def _cases(report: Report, presentation: Presentation) -> Iterator[TestCase]:
@@ -81,6 +78,9 @@ def _tensors(
 def _verdict_case(report: Report, presentation: Presentation) -> TestCase:
     """Return the case that fails when the checkpoint could not be read to its end."""
     case = TestCase("read to its end", "checkpoint")
+    told = [str(verdict(report, presentation.scope))]
+    told += [f"Not checked: {line}" for line in unchecked_lines(report, presentation.scope)]
+    case.system_out = _legal("\n".join(told))
     if not report.complete:
         case.result = [Error(str(verdict(report, presentation.scope)), "UNREADABLE")]
     return case

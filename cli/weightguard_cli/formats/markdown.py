@@ -71,7 +71,7 @@ def span(shown: str) -> str:
     """Return escaped text as a code span: no markup, link or mention survives in it."""
     longest = max(map(len, _BACKTICKS.findall(shown)), default=0)
     fence = "`" * (longest + 1)
-    pad = " " if longest or shown[0] == " " else ""
+    pad = " " if longest or shown.startswith(" ") else ""
     return f"{fence}{pad}{shown}{pad}{fence}"
 
 
@@ -107,7 +107,7 @@ def _section(rule: str, findings: list[Finding]) -> Iterator[str]:
             where = place(found)
             at = f"{span(where)}: " if where else ""
             yield f"- {at}{prose(found.message)}"
-            for line in evidence_lines(found.evidence):
+            for line in filter(None, evidence_lines(found.evidence)):
                 yield f"  - {span(line)}"
         yield ""
         yield f"  **Do:** {prose(remedy)}"

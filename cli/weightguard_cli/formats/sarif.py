@@ -1,15 +1,16 @@
 """SARIF 2.1.0 for code scanning: a run with its rules, results and what was not checked.
 
-Results are bounded as GitHub bounds what it takes in; the most severe come first. Element and tensor
-are logical locations, the place in the file a byte region.
+Results are bounded as GitHub bounds what it takes in; the most severe come first. Element and
+tensor are logical locations, the place in the file a byte region.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -25,7 +26,9 @@ from weightguard_cli.place import subject
 from weightguard_cli.presentation import Presentation
 from weightguard_cli.verdict import verdict
 
-SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+SCHEMA = (
+    "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+)
 MAX_RESULTS = 25_000
 """Results of a run beyond which GitHub refuses the file."""
 MAX_EVIDENCE_LINES = 10
@@ -101,7 +104,7 @@ def _results(
     findings: Sequence[Finding], codes: list[str], report: Report, presentation: Presentation
 ) -> list[Json]:
     numbers = {code: number for number, code in enumerate(codes)}
-    widths = {r.name: r.nbytes // elements for r in report.ranges if (elements := _elements(r.shape))}
+    widths = {r.name: r.nbytes // max(math.prod(r.shape), 1) for r in report.ranges}
     seen: Counter[str] = Counter()
     results = []
     for found in findings:
@@ -126,13 +129,6 @@ def _results(
     return results
 
 
-def _elements(shape: Iterable[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
-
-
 def _identity(found: Finding) -> str:
     """Return what stays the same of a finding when the rest of the file or the words change."""
     at = found.location
@@ -145,6 +141,11 @@ def _message(found: Finding) -> str:
     sentences = [f"{about}: " if about else "", escape_text(found.message).rstrip("."), "."]
     lines = [*evidence_lines(found.evidence)][:MAX_EVIDENCE_LINES]
     text = "\n".join(["".join(sentences), *lines, f"Do: {escape_text(found.remedy)}"])
+    return _literal(text)
+
+
+def _literal(text: str) -> str:
+    """Return a message in which nothing is a link or a placeholder."""
     return _MEANING.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
 
 
@@ -183,6 +184,6 @@ def _invocation(report: Report, presentation: Presentation, left_out: int) -> Js
         "executionSuccessful": report.complete,
         "exitCode": presentation.status(report),
         "toolExecutionNotifications": [
-            {"level": "note", "message": {"text": _MEANING.sub("\\\\x28", note)}} for note in notes
+            {"level": "note", "message": {"text": _literal(note)}} for note in notes
         ],
     }

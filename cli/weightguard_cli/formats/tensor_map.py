@@ -72,7 +72,7 @@ def map_rows(report: Report, worst: Worst, anchors: Mapping[str, str]) -> list[R
         files[tensor.file].append(tensor)
     rows = []
     for file, tensors in files.items():
-        cells = []
+        cells: list[Cell] = []
         for tensor in tensors:
             if tensor.name not in worst:
                 if not room:
@@ -102,7 +102,9 @@ def strips(report: Report, worst: Worst) -> Iterator[Strip]:
         if tensor is not None and found.level > Severity.INFO:
             damaged[tensor.name] |= {*_blocks(found, tensor)}
             count = found.evidence.get("block_count")
-            told[tensor.name] = max(told.get(tensor.name, 0), count if isinstance(count, int) else 0)
+            told[tensor.name] = max(
+                told.get(tensor.name, 0), count if isinstance(count, int) else 0
+            )
     names = sorted((n for n in damaged if damaged[n]), key=lambda n: -worst[n])
     for name in names[:MAX_STRIPS]:
         yield _strip(tensors[name], sorted(damaged[name]), worst[name].label, told[name])
