@@ -89,13 +89,13 @@ def _examine(
     try:
         checkpoint = open_checkpoint(path)
     except CheckpointError as error:
-        return report_of(path, None, [error.finding], checked=None)
+        return report_of(path, None, [error.finding], {}, complete=False)
     with checkpoint:
         examination = Examination(checkpoint, manifest, selection, whole_files, threads)
         try:
             findings = examination.run(progress)
         except CheckpointError as error:
             found = [*selection.keep(checkpoint.findings), error.finding]
-            return report_of(path, checkpoint, found, checked=examination.checked)
-        report = report_of(path, checkpoint, findings, checked=None)
+            return report_of(path, checkpoint, found, examination.ranges, complete=False)
+        report = report_of(path, checkpoint, findings, examination.ranges, complete=True)
         return msgspec.structs.replace(report, salience=examination.salience)

@@ -17,6 +17,7 @@ from weightguard.compare import Names, Observed, TensorComparison, match_names
 from weightguard.finding import Coverage, FilesBeside, Finding, Report, finding, ordered
 from weightguard.manifest import FileRecord, Manifest
 from weightguard.progress import Meter, Progress
+from weightguard.ranges import TensorRange
 from weightguard.rules.configuration import check_config
 from weightguard.rules.equality import check_equality, check_files
 from weightguard.rules.health import HealthObserver, TensorHealth
@@ -26,7 +27,13 @@ from weightguard.rules.superweights import check_lineages, check_salience, check
 from weightguard.salience_changes import SalienceComparison
 from weightguard.salient import Salience
 from weightguard.scan.digest import DigestAlgorithm
-from weightguard.scan.fingerprint import TensorFingerprint, TensorObserver, UIntArray
+from weightguard.scan.fingerprint import (
+    Statistics,
+    TensorFingerprint,
+    TensorObserver,
+    UIntArray,
+)
+from weightguard.scan.formats import FORMATS
 from weightguard.scan.stream import scan_tensors
 from weightguard.superweights.published import Lineage
 from weightguard.survey import Survey, own_names
@@ -40,13 +47,14 @@ def report_of(
     path: Path,
     checkpoint: Checkpoint | None,
     findings: Iterable[Finding],
-    checked: set[str] | None,
+    ranges: Mapping[str, TensorRange],
+    *,
+    complete: bool,
 ) -> Report:
-    """Return a report; ``checked`` names the tensors read before the audit had to stop."""
+    """Return a report; ``ranges`` are those of the tensors that were read, by name."""
     tensors = checkpoint.tensors if checkpoint else ()
     unread = checkpoint.unread if checkpoint else 0
-    complete = checkpoint is not None and checked is None
-    read = tensors if complete else tuple(t for t in tensors if t.name in (checked or ()))
+    read = [ranges[tensor.name] for tensor in tensors if tensor.name in ranges]
     return Report(
         checkpoint=str(path),
         format=checkpoint.format if checkpoint else "unknown",
@@ -55,19 +63,20 @@ def report_of(
         coverage=Coverage(
             tensors_checked=len(read),
             tensors_total=len(tensors) + unread,
-            bytes_checked=sum(tensor.nbytes for tensor in read),
+            bytes_checked=sum(found.nbytes for found in read),
             bytes_total=sum(tensor.nbytes for tensor in tensors),
             tensors_unread=unread,
         ),
         not_read=checkpoint.beside if checkpoint else FilesBeside(),
+        ranges=tuple(read),
     )
 
 
-class _Checked:
-    """Notes that a tensor was read to its end."""
+class _RangeObserver:
+    """Notes the range of a tensor when it was read to its end."""
 
-    def __init__(self, name: str, checked: set[str]):
-        self._name, self._checked = name, checked
+    def __init__(self, tensor: TensorView, ranges: dict[str, TensorRange]):
+        self._tensor, self._ranges = tensor, ranges
 
     def residues(self, first_row: int, residues: NDArray[np.uint64]) -> None:
         """See TensorObserver."""
@@ -77,7 +86,27 @@ class _Checked:
 
     def finished(self, fingerprint: TensorFingerprint) -> None:
         """See TensorObserver."""
-        self._checked.add(self._name)
+        tensor, statistics = self._tensor, fingerprint.statistics
+        self._ranges[tensor.name] = TensorRange(
+            name=tensor.name,
+            dtype=tensor.dtype.name,
+            shape=tensor.shape,
+            nbytes=tensor.nbytes,
+            file=tensor.shard,
+            offset=tensor.offset,
+            min=_value(statistics, statistics.min_bits),
+            max=_value(statistics, statistics.max_bits),
+            absmax=statistics.absmax,
+            rms=statistics.rms,
+            zero=statistics.zero,
+            nan=statistics.nan,
+            inf=statistics.inf,
+            raw=tensor.dtype.is_opaque,
+        )
+
+
+def _value(statistics: Statistics, bits: int | None) -> float | None:
+    return None if bits is None else float(FORMATS[statistics.scalar].decode(bits))
 
 
 class Companion(Protocol):
@@ -139,7 +168,7 @@ class Examination:
         )
         self.salience: Salience | None = None
         self.lineages: tuple[Lineage, ...] = ()
-        self.checked: set[str] = set()
+        self.ranges: dict[str, TensorRange] = {}
 
     def run(self, progress: Progress | None) -> list[Finding]:
         """Read every tensor and return the findings of the selected rules.
@@ -165,7 +194,7 @@ class Examination:
             # judged by the tensor itself: a companion's view is for reading it once
             tensor = own[view.name]
             watching = companion.observers(tensor) if companion else ()
-            return [_Checked(view.name, self.checked), *watching, *self._observe(tensor)]
+            return [_RangeObserver(tensor, self.ranges), *watching, *self._observe(tensor)]
 
         read = [t for t in tensors if t.shard not in self._trusted]
         scan_tensors(

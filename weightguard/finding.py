@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from weightguard.catalogue import RULES, Severity, SeverityLabel
+from weightguard.ranges import TensorRange
 from weightguard.salient import Salience
 
 Evidence: TypeAlias = dict[str, Any]
@@ -114,7 +115,8 @@ class Report(msgspec.Struct, frozen=True):
     ``salience`` is what stands out in the weights, where that was asked for. ``complete`` is
     False when the checkpoint could not be read to its end; the findings then say why, and the
     absence of others means nothing. ``not_read`` are files beside the checkpoint that are no part
-    of it; nothing is known about them. ``policy`` is the file of the policy that was applied.
+    of it; nothing is known about them. ``ranges`` are the tensors that were read, in the
+    checkpoint's order. ``policy`` is the file of the policy that was applied.
     """
 
     checkpoint: str
@@ -124,6 +126,7 @@ class Report(msgspec.Struct, frozen=True):
     coverage: Coverage
     salience: Salience | None = None
     not_read: FilesBeside = FilesBeside()
+    ranges: tuple[TensorRange, ...] = ()
     policy: str | None = None
     schema: str = "weightguard-report-v1"
 

@@ -59,7 +59,7 @@ def gate(
         try:
             checkpoint = stack.enter_context(open_checkpoint(path))
         except CheckpointError as error:
-            report = report_of(path, None, [error.finding], checked=None)
+            report = report_of(path, None, [error.finding], {}, complete=False)
         else:
             passing = _Passing(checkpoint, policy, recorded, demanded, base, trust_cache)
             stack.callback(passing.close)
@@ -170,22 +170,13 @@ class _Passing:
         try:
             found = examination.run(progress)
         except CheckpointError as error:
-            judged = [*self._judged([*checkpoint.findings, *demands]), error.finding]
-            return report_of(path, checkpoint, judged, checked=examination.checked)
+            stopped = [*self._judged([*checkpoint.findings, *demands]), error.finding]
+            return report_of(path, checkpoint, stopped, examination.ranges, complete=False)
         demands += check_lineage(examination.lineages, policy)
         demands += self._check_drift()
-        report = report_of(path, checkpoint, self._judged([*found, *demands]), checked=None)
-        return msgspec.structs.replace(
-            report,
-            salience=examination.salience,
-            coverage=msgspec.structs.replace(
-                report.coverage,
-                tensors_checked=len(examination.checked),
-                bytes_checked=sum(
-                    t.nbytes for t in checkpoint.tensors if t.name in examination.checked
-                ),
-            ),
-        )
+        judged = self._judged([*found, *demands])
+        report = report_of(path, checkpoint, judged, examination.ranges, complete=True)
+        return msgspec.structs.replace(report, salience=examination.salience)
 
     def _check_before(self) -> Iterator[Finding]:
         policy = self._policy

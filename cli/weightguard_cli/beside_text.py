@@ -1,13 +1,14 @@
-"""Files beside a checkpoint as text: what was not read, and what that means."""
+"""What a report does not cover as text: files that were not read, and what that means."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
 
-from weightguard.finding import BesideKind, FilesBeside
+from weightguard.finding import BesideKind, FilesBeside, Report
 from weightguard_cli.escape import escape_name
 from weightguard_cli.units import counted, listed
+from weightguard_cli.verdict import Scope
 
 MAX_NAMES = 5
 """Files of one kind that are named; JSON has more of them."""
@@ -21,6 +22,14 @@ _WORDS: dict[BesideKind, str] = {
     "training": "a trainer's state, which is unpickled when training goes on",
 }
 _ORDER = tuple(_WORDS)
+
+
+def unchecked_lines(report: Report, scope: Scope) -> Iterator[str]:
+    """Yield what was not checked, a line each: nothing that is left out goes unsaid."""
+    if not report.complete:
+        yield "whatever comes after the point where reading had to stop"
+    yield from scope.unchecked
+    yield from beside_lines(report.not_read)
 
 
 def beside_lines(beside: FilesBeside) -> Iterator[str]:

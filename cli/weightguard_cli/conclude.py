@@ -13,13 +13,13 @@ import click
 from weightguard.catalogue import Severity
 from weightguard.finding import Report
 from weightguard.progress import Progress
-from weightguard_cli.json_output import json_text
+from weightguard_cli.formats import render
+from weightguard_cli.formats.text import verdict_line
 from weightguard_cli.notice import tell_slow_scan
 from weightguard_cli.output import STANDARD_OUTPUT, deliver
+from weightguard_cli.presentation import Presentation, folder_below
 from weightguard_cli.progress import ProgressBar
-from weightguard_cli.status import CLEAN, FINDINGS, INCOMPLETE
 from weightguard_cli.style import Style, stderr_is_terminal
-from weightguard_cli.text import report_text, verdict_line
 from weightguard_cli.units import byte_size
 from weightguard_cli.verdict import Scope
 
@@ -47,17 +47,24 @@ def conclude(
         report = examine(progress)
     seconds = time.perf_counter() - started
     for name, target in ((delivery.output_format, delivery.output), *delivery.copies):
-        deliver(_render(report, scope, name, target), target)
+        presentation = _presentation(task, report, scope, delivery.fail_on, target)
+        deliver(render(name, report, presentation), target)
     if stderr_is_terminal():
         _tell_terminal(report, scope, delivery, seconds)
-    return _status(report, delivery)
+    return presentation.status(report)
 
 
-def _render(report: Report, scope: Scope, name: str, target: Path | None) -> str:
-    if name == "json":
-        return json_text(report)
+def _presentation(
+    task: str, report: Report, scope: Scope, fail_on: str, target: Path | None
+) -> Presentation:
     to_stdout = target in (None, STANDARD_OUTPUT)
-    return report_text(report, scope, Style.of(sys.stdout) if to_stdout else Style())
+    return Presentation(
+        task,
+        scope,
+        Severity[fail_on.upper()],
+        folder_below(report.checkpoint, Path.cwd()),
+        Style.of(sys.stdout) if to_stdout else Style(),
+    )
 
 
 def _tell_terminal(report: Report, scope: Scope, delivery: Delivery, seconds: float) -> None:
@@ -66,9 +73,3 @@ def _tell_terminal(report: Report, scope: Scope, delivery: Delivery, seconds: fl
     checked = report.coverage.bytes_checked
     rate = byte_size(checked / seconds) if seconds > 0 else "-"
     click.echo(f"{byte_size(checked)} in {seconds:.2f} s, {rate}/s", err=True)
-
-
-def _status(report: Report, delivery: Delivery) -> int:
-    if not report.complete:
-        return INCOMPLETE
-    return FINDINGS if report.at_least(Severity[delivery.fail_on.upper()]) else CLEAN

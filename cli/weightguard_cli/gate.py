@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from weightguard_cli.formats import FORMATS
 from weightguard_cli.options import (
     CHECKPOINT,
     MANIFEST,
-    REPORT_FORMATS,
     SEVERITIES,
     NamedPath,
-    format_option,
     output_option,
+    report_format_option,
     threads_option,
 )
 
@@ -29,9 +29,9 @@ def _parse_copies(
     copies = []
     for value in values:
         name, _, file = value.partition("=")
-        if name not in REPORT_FORMATS or not file:
+        if name not in FORMATS or not file:
             raise click.BadParameter(
-                f"{value!r} is no FORMAT=FILE; formats are {', '.join(REPORT_FORMATS)}."
+                f"{value!r} is no FORMAT=FILE; formats are {', '.join(FORMATS)}."
             )
         copies.append((name, Path(file)))
     return tuple(copies)
@@ -61,7 +61,7 @@ def _parse_copies(
     help="Least severity that makes the exit status 1; the policy's if not given.",
 )
 @threads_option
-@format_option
+@report_format_option
 @output_option
 def gate(
     *,

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 
 import click
 
+from weightguard_cli.formats import FORMATS
+
 SEVERITIES = ("info", "warning", "error", "critical")
 MAX_THREADS = 1024
-REPORT_FORMATS = ("text", "json")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -76,9 +77,22 @@ def output_option(command: Command) -> Command:
     )(command)
 
 
+def report_format_option(command: Command) -> Command:
+    """Add the ``--format`` of commands that end with a report."""
+    return click.option(
+        "--format",
+        "output_format",
+        type=click.Choice(FORMATS),
+        default="text",
+        show_default=True,
+        help="text and html for people, json for programs, sarif for code scanning, junit for "
+        "test reports, markdown for job summaries.",
+    )(command)
+
+
 def report_options(command: Command) -> Command:
     """Add what every command that ends with a report takes."""
-    command = format_option(output_option(command))
+    command = report_format_option(output_option(command))
     return click.option(
         "--fail-on",
         type=click.Choice(SEVERITIES),

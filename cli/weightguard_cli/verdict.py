@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from weightguard.catalogue import Severity
-from weightguard.finding import Report
-from weightguard_cli.units import counted, listed
+from weightguard.finding import Coverage, Report
+from weightguard_cli.units import byte_size, counted, listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,16 @@ def verdict(report: Report, scope: Scope) -> Verdict:
     if not report.coverage.tensors_total and not scope.against_manifest:
         return Verdict("EMPTY", "no tensor was there to be checked", "warning")
     return _good(report, scope)
+
+
+def coverage_words(read: Coverage) -> str:
+    """Return how much was read, and what is not known of the size of what was not."""
+    unread = read.tensors_unread
+    unknown = f"; {counted(unread, 'tensor')} more of unknown size" if unread else ""
+    return (
+        f"{read.tensors_checked:,} of {counted(read.tensors_total, 'tensor')}, "
+        f"{byte_size(read.bytes_checked)} of {byte_size(read.bytes_total)}{unknown}"
+    )
 
 
 def _good(report: Report, scope: Scope) -> Verdict:

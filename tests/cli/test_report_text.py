@@ -17,8 +17,8 @@ from weightguard.finding import (
     finding,
     ordered,
 )
+from weightguard_cli.formats.text import MAX_SHOWN, report_text
 from weightguard_cli.style import Style
-from weightguard_cli.text import MAX_SHOWN, report_text
 from weightguard_cli.verdict import Scope, verdict
 
 AUDIT = Scope(against_manifest=False)

@@ -6,17 +6,23 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from weightguard.catalogue import RULES
-from weightguard.finding import Coverage, Finding, Location, Report
-from weightguard_cli.beside_text import beside_lines
+from weightguard.finding import Finding, Report
+from weightguard_cli.beside_text import unchecked_lines
 from weightguard_cli.escape import escape_name, escape_text, guard_lines
 from weightguard_cli.evidence import evidence_lines
+from weightguard_cli.place import place
+from weightguard_cli.presentation import Presentation
 from weightguard_cli.salience_text import salience_lines
 from weightguard_cli.style import Style
-from weightguard_cli.units import byte_size, counted
-from weightguard_cli.verdict import Scope, verdict
+from weightguard_cli.verdict import Scope, coverage_words, verdict
 
 MAX_SHOWN = 20
 """Findings of one rule and severity that are written out; JSON has them all."""
+
+
+def render(report: Report, presentation: Presentation) -> str:
+    """Return the report for people at a terminal or in a log."""
+    return report_text(report, presentation.scope, presentation.style)
 
 
 def report_text(report: Report, scope: Scope, style: Style) -> str:
@@ -65,48 +71,19 @@ _KINDS = frozenset({"critical", "error", "warning", "info"})
 
 
 def _finding(found: Finding, style: Style) -> Iterator[str]:
-    row = "residue row" if found.rule == "WG401" else "row"
-    place = " ".join(_place(found.location, row))
-    if place:
-        yield f"  {place}"
+    where = place(found)
+    if where:
+        yield f"  {where}"
     yield from style.wrap(escape_text(found.message), "    ")
     for line in evidence_lines(found.evidence):
         yield from style.wrap(line, "        ", "      ")
 
 
-def _place(location: Location, row: str) -> Iterator[str]:
-    if location.tensor is not None:
-        element = location.element
-        index = "" if element is None else "[" + ",".join(map(str, element)) + "]"
-        yield escape_name(location.tensor) + index
-        parts = ((row, location.row), ("block", location.block))
-        inner = ", ".join(f"{word} {number}" for word, number in parts if number is not None)
-        if inner:
-            yield f"({inner})"
-    if location.file is not None:
-        inside = location.tensor is not None
-        yield f"in {escape_name(location.file)}" if inside else escape_name(location.file)
-    if location.offset is not None:
-        yield f"at byte {location.offset}"
-
-
 def _tail(report: Report, scope: Scope, style: Style) -> Iterator[str]:
-    read = report.coverage
-    if read.tensors_total or report.complete:
-        yield (
-            f"Checked {read.tensors_checked:,} of {counted(read.tensors_total, 'tensor')}, "
-            f"{byte_size(read.bytes_checked)} of {byte_size(read.bytes_total)}{_unknown(read)}."
-        )
-    rest = "whatever comes after the point where reading had to stop"
-    stopped = () if report.complete else (rest,)
-    unchecked = [*stopped, *scope.unchecked, *beside_lines(report.not_read)]
+    if report.coverage.tensors_total or report.complete:
+        yield f"Checked {coverage_words(report.coverage)}."
+    unchecked = [*unchecked_lines(report, scope)]
     if unchecked:
         yield "Not checked:"
     for subject in unchecked:
         yield from style.wrap(subject, "    ", "  - ")
-
-
-def _unknown(read: Coverage) -> str:
-    """Return what is not known of the size of tensors that could not be read."""
-    unread = read.tensors_unread
-    return f"; {counted(unread, 'tensor')} more of unknown size" if unread else ""
