@@ -6,7 +6,7 @@ from importlib import import_module
 
 import click
 
-COMMANDS = ("audit", "manifest", "verify", "calibrate", "inspect", "rules")
+COMMANDS = ("audit", "manifest", "verify", "sign", "calibrate", "inspect", "rules")
 """Each is a function of the same name in the module of the same name."""
 
 

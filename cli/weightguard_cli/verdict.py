@@ -50,16 +50,22 @@ def verdict(report: Report, scope: Scope) -> Verdict:
         tail = f"; {how_far}" if read.tensors_total else ""
         return Verdict("UNREADABLE", f"{_count(report)}{tail}", "critical")
     if report.at_least(Severity.ERROR):
-        graver = [f for f in report.at_least(Severity.ERROR) if f.rule not in _NOT_READ]
-        if not graver:
-            return Verdict("UNSUPPORTED", _unread(report) or _count(report), "bad")
-        equality_only = all(f.rule.startswith(_EQUALITY) for f in graver)
-        return Verdict("DIFFERENT" if equality_only else "DAMAGED", _count(report), "bad")
+        return _bad(report)
     if report.at_least(Severity.WARNING):
         return Verdict("SUSPECT", _count(report), "warning")
     if not report.coverage.tensors_total and not scope.against_manifest:
         return Verdict("EMPTY", "no tensor was there to be checked", "warning")
     return _good(report, scope)
+
+
+def _bad(report: Report) -> Verdict:
+    graver = [f for f in report.at_least(Severity.ERROR) if f.rule not in _NOT_READ]
+    if not graver:
+        return Verdict("UNSUPPORTED", _unread(report) or _count(report), "bad")
+    if any(f.rule.startswith("WG5") for f in graver):
+        return Verdict("UNTRUSTED", _count(report), "bad")
+    equality_only = all(f.rule.startswith(_EQUALITY) for f in graver)
+    return Verdict("DIFFERENT" if equality_only else "DAMAGED", _count(report), "bad")
 
 
 def _good(report: Report, scope: Scope) -> Verdict:

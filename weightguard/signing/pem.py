@@ -97,7 +97,16 @@ def private_key(key: PrivateKey) -> EllipticCurvePrivateKey:
 
 def is_exposed(path: Path) -> bool:
     """Return whether others than its owner can read or change a private key's file."""
-    return bool(path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise WeightguardError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    return stat.S_ISREG(mode) and bool(mode & (stat.S_IRWXG | stat.S_IRWXO))
+
+
+def is_encrypted(path: Path) -> bool:
+    """Return whether a private key's file needs a password."""
+    return b"ENCRYPTED" in read_pem(path, "the private key")
 
 
 def certificates(paths: Iterable[Path]) -> bytes:

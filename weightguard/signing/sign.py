@@ -18,7 +18,7 @@ from weightguard.finding import Report
 from weightguard.progress import Progress
 from weightguard.signing.library import MAX_SIGNATURE_BYTES, check_signer, make_signature
 from weightguard.signing.parties import Signer
-from weightguard.signing.verification import SIGNATURE_NAME
+from weightguard.signing.verification import SIGNATURE_NAME, entries, inside
 
 MANIFEST_NAME = "model.weightguard.json"
 """Of the manifest that is written where a folder has none."""
@@ -56,7 +56,7 @@ def sign(
     target = root / SIGNATURE_NAME if signature is None else Path(signature)
     _refuse_replacing(target)
     check_signer(signer)
-    require_unicode_file_names(sorted(path.name for path in root.iterdir()))
+    _refuse_unsignable(root)
     manifest, attested = _manifest_in(root), False
     if manifest is None:
         manifest, attested = root / MANIFEST_NAME, True
@@ -66,7 +66,8 @@ def sign(
         report = verify(root, manifest, threads=threads, progress=progress)
         if not report.complete or report.at_least(Severity.ERROR):
             return report
-    data = make_signature(root, signer, _left_out(root, target))
+    name = inside(root, target)
+    data = make_signature(root, signer, [] if name is None else [name])
     with atomic_write(target) as file:
         file.write(data)
     return Signed(target, manifest, attested)
@@ -80,11 +81,15 @@ def _manifest_in(root: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _left_out(root: Path, target: Path) -> list[str]:
-    try:
-        return [str((target.parent.resolve() / target.name).relative_to(root.resolve()))]
-    except ValueError:
-        return []
+def _refuse_unsignable(root: Path) -> None:
+    """Raise WeightguardError for what the library refuses, before anything is written."""
+    for name, entry in entries(root, frozenset()):
+        require_unicode_file_names([name])
+        if not entry.is_file(follow_symlinks=False):
+            raise WeightguardError(
+                f"{shown(name)} is no regular file, and signatures are of regular files. "
+                "Replace the link by its file, or remove it."
+            )
 
 
 def _refuse_replacing(target: Path) -> None:

@@ -64,7 +64,7 @@ def verify_signature(
         signed = authenticate(file, signer)
         if isinstance(signed, Finding):
             return (signed,)
-        examination = _Examination(opened, signed, _inside(root, path))
+        examination = _Examination(opened, signed, inside(root, path))
         found = [*_uncovered(root, must_cover, signed), *examination.run(threads, progress)]
     except CheckpointError as error:
         return (error.finding,)
@@ -73,7 +73,7 @@ def verify_signature(
     return ordered(found)
 
 
-def _inside(root: Path, path: Path) -> str | None:
+def inside(root: Path, path: Path) -> str | None:
     """Return the name in the folder of what a path means, its own links left alone, or None."""
     try:
         return (path.parent.resolve() / path.name).relative_to(root.resolve()).as_posix()
@@ -85,7 +85,7 @@ def _uncovered(
     root: Path, must_cover: Iterable[str | os.PathLike[str]], signed: SignedList
 ) -> Iterator[Finding]:
     for path in map(Path, must_cover):
-        name = _inside(root, path)
+        name = inside(root, path)
         if name is None:
             words = f"{shown(str(path))} lies outside the signed folder"
             yield finding("WG505", words, file=path.name)
@@ -131,7 +131,7 @@ class _Examination:
 
     def _extras(self) -> Iterator[Finding]:
         count = 0
-        for name, entry in _entries(self._folder.root, self._left_out):
+        for name, entry in entries(self._folder.root, self._left_out):
             if name in self._signed.files or (self._signed.by_ranges and _is_empty(entry)):
                 continue
             count += 1
@@ -147,13 +147,13 @@ def _is_empty(entry: os.DirEntry[str]) -> bool:
     return entry.is_file(follow_symlinks=False) and not entry.stat(follow_symlinks=False).st_size
 
 
-def _entries(root: Path, left_out: frozenset[str]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def entries(root: Path, left_out: frozenset[str]) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield everything below ``root`` but folders, by name; links are not followed."""
     pending, seen = [""], 0
     while pending:
         prefix = pending.pop()
-        with os.scandir(root / prefix) as entries:
-            for entry in entries:
+        with os.scandir(root / prefix) as listing:
+            for entry in listing:
                 seen += 1
                 if seen > MAX_ENTRIES:
                     raise WeightguardError(f"{str(root)!r} holds more than {MAX_ENTRIES} files.")
