@@ -44,7 +44,7 @@ def file_digests(
 
     def record(file: CheckpointFile) -> FileRecord:
         hasher = hashlib.sha256()
-        _feed(file, 0, file.size, hasher.update, meter)
+        feed(file, 0, file.size, hasher.update, meter)
         return FileRecord(file.size, hasher.hexdigest())
 
     with ThreadPoolExecutor(threads or default_threads()) as pool:
@@ -90,7 +90,7 @@ def _whose(stored: StoredChecksum) -> str:
 def _compute(stored: StoredChecksum, meter: Meter) -> str:
     if stored.algorithm == "sha256":
         hasher = hashlib.sha256()
-        _feed(stored.file, stored.offset, stored.nbytes, hasher.update, meter)
+        feed(stored.file, stored.offset, stored.nbytes, hasher.update, meter)
         return hasher.hexdigest()
     crc = 0
 
@@ -98,17 +98,18 @@ def _compute(stored: StoredChecksum, meter: Meter) -> str:
         nonlocal crc
         crc = zlib.crc32(data, crc)
 
-    _feed(stored.file, stored.offset, stored.nbytes, update, meter)
+    feed(stored.file, stored.offset, stored.nbytes, update, meter)
     return f"{crc:08x}"
 
 
-def _feed(
+def feed(
     file: CheckpointFile,
     offset: int,
     nbytes: int,
     update: Callable[[memoryview], object],
     meter: Meter,
 ) -> None:
+    """Pass ``nbytes`` bytes from ``offset`` on to ``update``, in pieces of ``READ_BYTES``."""
     buffer = memoryview(bytearray(min(READ_BYTES, nbytes)))
     done = 0
     while done < nbytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,8 +16,14 @@ from weightguard.examination import Examination, report_of
 from weightguard.finding import Finding, Report, finding, ordered
 from weightguard.manifest import FileRecord, Manifest, is_manifest
 from weightguard.policy.document import DriftRule, Policy, PolicyError
+from weightguard.policy.places import place_of
 from weightguard.progress import Progress
-from weightguard.requirements import check_calibration, check_container, check_lineage
+from weightguard.requirements import (
+    check_calibration,
+    check_container,
+    check_lineage,
+    check_signature,
+)
 from weightguard.rules.drift import check_drift
 from weightguard.rules.selection import Selection
 from weightguard.scan.digest import DigestAlgorithm
@@ -63,7 +69,8 @@ def gate(
         else:
             passing = _Passing(checkpoint, policy, recorded, demanded, base, trust_cache)
             stack.callback(passing.close)
-            report = passing.run(path, threads, progress)
+            signed = check_signature(path, policy, folder, demanded, recorded)
+            report = passing.run(path, signed, threads, progress)
     return msgspec.structs.replace(report, policy=str(source))
 
 
@@ -75,19 +82,7 @@ def _manifest_path(
         if not Path(named).exists():
             raise ManifestError(f"there is no manifest at {str(named)!r}.")
         return Path(named)
-    if policy.manifest is None:
-        return None
-    real = checkpoint.resolve()
-    home = real if real.is_dir() else real.parent
-    name = real.name if real.is_dir() else real.name.partition(".")[0] or real.name
-    pattern = policy.manifest.path
-    path = folder / pattern.replace("{checkpoint}", str(home)).replace("{name}", name)
-    if pattern.startswith("{checkpoint}/") and not path.resolve().is_relative_to(home):
-        raise ManifestError(
-            f"the manifest {str(path)!r} leads out of the checkpoint's folder. Name it in the "
-            "policy where it is."
-        )
-    return path
+    return None if policy.manifest is None else place_of(policy.manifest.path, checkpoint, folder)
 
 
 def _open_base(path: Path) -> Checkpoint:
@@ -155,9 +150,15 @@ class _Passing:
         if self._cache is not None:
             self._cache.close()
 
-    def run(self, path: Path, threads: int | None, progress: Progress | None) -> Report:
+    def run(
+        self,
+        path: Path,
+        signed: Iterable[Finding],
+        threads: int | None,
+        progress: Progress | None,
+    ) -> Report:
         policy, checkpoint = self._policy, self._checkpoint
-        demands = [*self._check_before()]
+        demands = [*signed, *self._check_before()]
         examination = Examination(
             checkpoint,
             self._manifest,

@@ -1,13 +1,16 @@
-"""WG51x: what a policy demands of a checkpoint beyond sound weights."""
+"""WG51x and WG50x: what a policy demands of a checkpoint beyond sound weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from weightguard.checkpoint import Checkpoint
 from weightguard.finding import Finding, finding
 from weightguard.manifest import Manifest
-from weightguard.policy.document import Policy, size_in_bytes
+from weightguard.policy.document import Policy, SignatureRule, size_in_bytes
+from weightguard.policy.places import home_of, place_of
+from weightguard.signing import Certificate, PublicKey, Sigstore, Trusted, verify_signature
 from weightguard.superweights.published import Lineage
 
 MAX_LISTED = 16
@@ -66,6 +69,39 @@ def check_lineage(lineages: Iterable[Lineage], policy: Policy) -> Iterator[Findi
             element=tensor.index(first.element),
             evidence={"required": rule.lineage, "states": [s.state for s in lost[:MAX_LISTED]]},
         )
+
+
+def check_signature(
+    checkpoint: Path, policy: Policy, folder: Path, manifest: Path | None, recorded: Manifest | None
+) -> Iterator[Finding]:
+    """Yield what is wrong with the signature that the policy asks for.
+
+    It must cover the manifest where that lies in the signed folder; one that the policy's owner
+    keeps elsewhere is his.
+    """
+    rule = policy.signature
+    if rule is None:
+        return
+    covered = []
+    if manifest is not None and recorded is not None:
+        pair = (manifest, manifest.parent / recorded.document.sidecar.name)
+        covered = [path for path in pair if path.resolve().is_relative_to(home_of(checkpoint))]
+    for found in verify_signature(
+        home_of(checkpoint),
+        _signer(rule, folder),
+        signature=None if rule.path is None else place_of(rule.path, checkpoint, folder),
+        must_cover=covered,
+    ):
+        if rule.required or found.rule != "WG501":
+            yield found
+
+
+def _signer(rule: SignatureRule, folder: Path) -> Trusted:
+    if rule.public_key is not None:
+        return PublicKey(folder / rule.public_key)
+    if rule.certificates is not None:
+        return Certificate(tuple(folder / name for name in rule.certificates))
+    return Sigstore(rule.identity or "", rule.identity_provider or "")
 
 
 def _check_dtypes(checkpoint: Checkpoint, allowed: Iterable[str]) -> Iterator[Finding]:

@@ -6,7 +6,9 @@ from importlib import import_module
 
 import click
 
-COMMANDS = ("audit", "manifest", "verify", "gate", "diff", "calibrate", "inspect", "rules")
+COMMANDS = (
+    "audit", "manifest", "verify", "sign", "gate", "diff", "calibrate", "inspect", "rules",
+)  # fmt: skip
 """Each is a function of the same name in the module of the same name."""
 
 

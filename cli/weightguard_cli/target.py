@@ -17,7 +17,9 @@ from weightguard_cli.output import STANDARD_OUTPUT
 
 _REPORT_HEAD = 4096
 _MAX_INDEX_BYTES = 256 << 20
-_TEXT_REPORT = re.compile(rb"(SOUND|EQUAL|EMPTY|SUSPECT|DIFFERENT|DAMAGED|UNREADABLE): ")
+_TEXT_REPORT = re.compile(
+    rb"(SOUND|EQUAL|EMPTY|SUSPECT|DIFFERENT|DAMAGED|UNTRUSTED|REFUSED|UNSUPPORTED|UNREADABLE): "
+)
 _JSON_REPORT = re.compile(rb'"schema": "weightguard-report-v\d{1,9}"\n\}\s*$')
 
 

@@ -38,6 +38,9 @@ class Scope:
 _EQUALITY = ("WG305", "WG306", "WG4")
 """Rules that compare with a manifest."""
 
+_DEMANDS = ("WG51", "WG6")
+"""Rules of what a policy demands beyond sound weights."""
+
 _NOT_READ = frozenset({"WG108", "WG116", "WG119"})
 """Rules that leave a tensor out though nothing shows that it is damaged."""
 
@@ -50,11 +53,7 @@ def verdict(report: Report, scope: Scope) -> Verdict:
         tail = f"; {how_far}" if read.tensors_total else ""
         return Verdict("UNREADABLE", f"{_count(report)}{tail}", "critical")
     if report.at_least(Severity.ERROR):
-        graver = [f for f in report.at_least(Severity.ERROR) if f.rule not in _NOT_READ]
-        if not graver:
-            return Verdict("UNSUPPORTED", _unread(report) or _count(report), "bad")
-        equality_only = all(f.rule.startswith(_EQUALITY) for f in graver)
-        return Verdict("DIFFERENT" if equality_only else "DAMAGED", _count(report), "bad")
+        return _bad(report)
     if report.at_least(Severity.WARNING):
         return Verdict("SUSPECT", _count(report), "warning")
     if not report.coverage.tensors_total and not scope.against_manifest:
@@ -70,6 +69,18 @@ def coverage_words(read: Coverage) -> str:
         f"{read.tensors_checked:,} of {counted(read.tensors_total, 'tensor')}, "
         f"{byte_size(read.bytes_checked)} of {byte_size(read.bytes_total)}{unknown}"
     )
+
+
+def _bad(report: Report) -> Verdict:
+    graver = [f for f in report.at_least(Severity.ERROR) if f.rule not in _NOT_READ]
+    if not graver:
+        return Verdict("UNSUPPORTED", _unread(report) or _count(report), "bad")
+    if any(f.rule.startswith("WG50") for f in graver):
+        return Verdict("UNTRUSTED", _count(report), "bad")
+    if all(f.rule.startswith(_DEMANDS) for f in graver):
+        return Verdict("REFUSED", _count(report), "bad")
+    equality_only = all(f.rule.startswith(_EQUALITY) for f in graver)
+    return Verdict("DIFFERENT" if equality_only else "DAMAGED", _count(report), "bad")
 
 
 def _good(report: Report, scope: Scope) -> Verdict:

@@ -114,7 +114,7 @@ def test_a_manifest_in_the_checkpoint_does_not_lead_out_of_it(model: Path, tmp_p
     with fingerprint(model) as manifest:
         manifest.write(tmp_path / "outside.json")
     (model / "m.json").symlink_to(tmp_path / "outside.json")
-    with pytest.raises(ManifestError, match="leads out of the checkpoint's folder"):
+    with pytest.raises(PolicyError, match="leads out of the checkpoint's folder"):
         judged(model, 'manifest.path = "{checkpoint}/m.json"', tmp_path)
 
 

@@ -131,14 +131,13 @@ def test_a_manifest_is_compared_with_what_was_kept(model: Path) -> None:
 def test_drift_is_kept_with_the_base_it_was_measured_from(model: Path) -> None:
     base = model.parent / "base"
     write_sharded(base, SHARDS)
-    write_safetensors(
-        model / NAMES[0], {**SHARDS[0], "t.0.0": random_tensor("BF16", (64, 512), 99)}
-    )
+    moved = random_tensor("BF16", (64, 512), 99)
+    write_safetensors(model / NAMES[0], {**SHARDS[0], "t.0.0": moved})
     text = 'drift.base = "base"'
     assert codes(judged(model, text)) == ["WG602"]
     second = judged(model, text)
     assert (codes(second), trusted(second)) == (["WG602"], NAMES)
-    write_safetensors(base / NAMES[1], {**SHARDS[1], "t.1.0": other})
+    write_safetensors(base / NAMES[1], {**SHARDS[1], "t.1.0": moved})
     third = judged(model, text)
     assert (codes(third), trusted(third)) == (["WG602", "WG602"], [])
 

@@ -76,7 +76,8 @@ class ManifestRule(_Table, frozen=True):
 class SignatureRule(_Table, frozen=True):
     """By whom the checkpoint's folder must be signed: one of key, certificates, identity.
 
-    Files are relative to the policy; ``path`` names the signature in the checkpoint's folder.
+    Files are relative to the policy; ``path`` is the signature's, ``model.sig`` in the
+    checkpoint's folder if not given.
     """
 
     required: bool = True

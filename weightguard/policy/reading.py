@@ -22,6 +22,7 @@ import msgspec
 
 from weightguard.errors import WeightguardError
 from weightguard.policy.document import Policy, PolicyError, size_in_bytes
+from weightguard.policy.places import home_of
 from weightguard.rules.selection import Selection
 from weightguard.superweights.published import load_registry
 from weightguard.tensor import DTYPES
@@ -40,7 +41,7 @@ def find_policy(checkpoint: Path, start: Path | None = None) -> Path:
     ``weightguard.toml`` goes before a ``pyproject.toml`` with a table ``tool.weightguard``.
     Raises PolicyError where there is none, or only one in the checkpoint's own folder.
     """
-    untrusted = _folder_of(checkpoint)
+    untrusted = home_of(checkpoint)
     refused: Path | None = None
     for folder in _upwards((Path.cwd() if start is None else start).resolve()):
         found = _policy_in(folder)
@@ -104,12 +105,7 @@ def write_template(path: Path) -> None:
 
 def lies_with(policy: Path, checkpoint: Path) -> bool:
     """Return whether a policy lies in the folder of the checkpoint that it judges."""
-    return policy.resolve().is_relative_to(_folder_of(checkpoint))
-
-
-def _folder_of(checkpoint: Path) -> Path:
-    real = checkpoint.resolve()
-    return real if real.is_dir() else real.parent
+    return policy.resolve().is_relative_to(home_of(checkpoint))
 
 
 def _upwards(start: Path) -> Iterator[Path]:

@@ -1,0 +1,293 @@
+"""The one place that calls the model-signing library; everything is imported when it is called.
+
+The library judges signatures and writes them. Which files there are and what they hold is read
+by weightguard, so that no name, link or pipe of a stranger's folder reaches the library when a
+signature is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightguard.checkpoint.files import CheckpointFile
+from weightguard.checkpoint.names import shown
+from weightguard.checkpoint.strict_json import read_json_object
+from weightguard.errors import CheckpointError, WeightguardError
+from weightguard.finding import Finding, finding
+from weightguard.signing.parties import (
+    Certificate,
+    CertifiedKey,
+    PrivateKey,
+    PublicKey,
+    Signer,
+    Sigstore,
+    Trusted,
+)
+from weightguard.signing.pem import certificates, in_memory, private_key, public_key
+
+MAX_SIGNATURE_BYTES = 64 << 20
+"""A signature takes about 200 bytes a file."""
+
+_KINDS = {
+    "publicKey": "a key",
+    "x509CertificateChain": "a certificate",
+    "certificate": "a sigstore identity",
+}
+_MISSING = (
+    "signatures need the model-signing library: pip install 'weightguard-integrity[sign]' ({error})"
+)
+# what reading a hostile bundle can end in; the library promises no exception of its own
+_UNREADABLE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    RecursionError,
+    OverflowError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedRange:
+    """Bytes ``start`` to ``end`` (None is the whole file) of a file, and the digest they had."""
+
+    start: int
+    end: int | None
+    algorithm: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SignedList:
+    """What a genuine signature says: its files' digests, and paths the signer left out.
+
+    ``by_ranges`` signatures list no empty files.
+    """
+
+    files: dict[str, tuple[SignedRange, ...]]
+    ignored: frozenset[str]
+    by_ranges: bool
+
+
+def require_library() -> None:
+    """Raise WeightguardError where the extra ``sign`` is not installed."""
+    try:
+        import model_signing.signing
+        import model_signing.verifying
+    except ImportError as error:
+        raise WeightguardError(_MISSING.format(error=error)) from error
+    del model_signing
+
+
+def authenticate(file: CheckpointFile, trusted: Trusted) -> SignedList | Finding:
+    """Return what the signature in ``file`` lists, or the finding that says why it is not genuine.
+
+    Raises WeightguardError where ``trusted`` cannot be used.
+    """
+    require_library()
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+    from OpenSSL import crypto
+    from sigstore.errors import Error, VerificationError
+
+    config = _verifier(trusted)
+    try:
+        bundle = read_json_object(file, limit=MAX_SIGNATURE_BYTES, code="WG502")
+        refusal = _prepare(bundle, trusted, file.name)
+        return refusal or _listed(_verified(config, bundle))
+    except CheckpointError as error:
+        return error.finding
+    except InvalidSignature:
+        words = f"{shown(file.name)} is not the signature of what it lists: one of them was changed"
+        return finding("WG503", words, file=file.name)
+    except (crypto.X509StoreContextError, VerificationError) as error:
+        return _by_another(file.name, f"is not by whom you trust: {str(error)[:200]}")
+    except (*_UNREADABLE, UnsupportedAlgorithm, crypto.Error, Error) as error:
+        if "cannot be used for signing" in str(error):
+            return _by_another(file.name, "was made with a certificate that is not for signing")
+        return _malformed(file.name, f"{type(error).__name__}: {str(error)[:160]}")
+
+
+def _verifier(trusted: Trusted) -> Any:
+    from model_signing.verifying import Config
+    from sigstore.errors import Error
+
+    config: Any = Config()  # type: ignore[no-untyped-call]
+    match trusted:
+        case PublicKey(path):
+            with in_memory(_public_pem(path)) as copy:
+                return config.use_elliptic_key_verifier(public_key=copy)
+        case Certificate(chain):
+            if not chain:
+                # the library would trust every certificate of the public web
+                raise WeightguardError("no certificate is given to trust")
+            with in_memory(certificates(chain)) as copy:
+                return config.use_certificate_verifier(certificate_chain=[copy])
+        case Sigstore(identity, provider, trust_config):
+            try:
+                return config.use_sigstore_verifier(
+                    identity=identity, oidc_issuer=provider, trust_config=trust_config
+                )
+            except (Error, OSError, *_UNREADABLE) as error:
+                raise WeightguardError(
+                    f"sigstore's roots of trust cannot be had: {str(error)[:200]}. "
+                    "Check the network, or give them with --trust-config"
+                ) from error
+
+
+def _public_pem(path: Path) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    return public_key(path).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _prepare(bundle: dict[str, Any], trusted: Trusted, name: str) -> Finding | None:
+    """Return why the bundle cannot be by the trusted signer, or None; names the key in it."""
+    material = bundle.get("verificationMaterial")
+    if not isinstance(material, dict):
+        return _malformed(name, "it names no signer")
+    wanted = {PublicKey: "publicKey", Certificate: "x509CertificateChain"}.get(type(trusted))
+    if wanted is None:
+        return None
+    if wanted not in material:
+        made = next((words for kind, words in _KINDS.items() if kind in material), "something else")
+        return _by_another(name, f"was made with {made}, not with {_KINDS[wanted]}")
+    if isinstance(trusted, PublicKey):
+        stated = material["publicKey"]
+        ours = hashlib.sha256(_public_pem(trusted.path)).hexdigest()
+        theirs = stated.get("hint") if isinstance(stated, dict) else None
+        if theirs is not None and theirs != ours:
+            return _by_another(name, "was made with another key than the public key given")
+        # older signatures name no key, of which the library would print a warning
+        material["publicKey"] = {"hint": ours}
+    return None
+
+
+def _verified(config: Any, bundle: dict[str, Any]) -> Any:
+    """Return the library's list of files, once it has found the signature genuine."""
+    from model_signing import hashing, manifest
+
+    received: list[Any] = []
+
+    class Receiver(manifest.Manifest):
+        """Stands where the library puts the files it hashed, and takes what they should be."""
+
+        def __eq__(self, other: object) -> bool:
+            received.append(other)
+            return True
+
+        __hash__ = None  # type: ignore[assignment]
+
+    class NoHashing(hashing.Config):
+        """Leaves reading the folder to weightguard."""
+
+        def hash(self, *_: Any, **__: Any) -> manifest.Manifest:
+            kind = manifest.SerializationType.from_args(
+                {"method": "files", "hash_type": "sha256", "allow_symlinks": False}
+            )
+            return Receiver("", (), kind)
+
+    with in_memory(json.dumps(bundle).encode()) as copy:
+        hashing_config = NoHashing()  # type: ignore[no-untyped-call]
+        config.set_hashing_config(hashing_config).verify(Path(), copy)
+    return received[0]
+
+
+def _listed(signed: Any) -> SignedList:
+    kind = signed.serialization_type
+    by_ranges = kind["method"] == "shards"
+    files: dict[str, list[SignedRange]] = {}
+    for item in signed.resource_descriptors():
+        name, start, end = item.identifier, 0, None
+        if by_ranges:
+            name, first, last = item.identifier.rsplit(":", 2)
+            start, end = int(first), int(last)
+        algorithm = item.digest.algorithm.partition("-sharded-")[0]
+        ranges = files.setdefault(name, [])
+        ranges.append(SignedRange(start, end, algorithm, item.digest.digest_value))
+    ignored = frozenset(str(path) for path in kind.get("ignore_paths", ()))
+    return SignedList({name: tuple(ranges) for name, ranges in files.items()}, ignored, by_ranges)
+
+
+def _malformed(name: str, words: str) -> Finding:
+    message = f"{shown(name)} is no signature of a model that can be read: {words}"
+    return finding("WG502", message, file=name)
+
+
+def _by_another(name: str, words: str) -> Finding:
+    return finding("WG504", f"{shown(name)} {words}", file=name)
+
+
+def make_signature(folder: Path, signer: Signer, left_out: Iterable[str]) -> bytes:
+    """Return the signature over all files of ``folder`` but ``left_out`` and those of git.
+
+    Hashes every file with SHA-256. Raises WeightguardError for a folder with links, pipes or
+    devices, and where the signer cannot be used.
+    """
+    require_library()
+    from model_signing.hashing import Config as Hashing
+    from sigstore.errors import Error
+
+    hashing: Any = Hashing()  # type: ignore[no-untyped-call]
+    hashing.set_ignored_paths(paths=left_out, ignore_git_paths=True)
+    with in_memory() as target:
+        try:
+            _signing(signer).set_hashing_config(hashing).sign(folder, target)
+        except (Error, *_UNREADABLE) as error:
+            raise WeightguardError(f"cannot sign {str(folder)!r}: {str(error)[:300]}") from error
+        return target.read_bytes()
+
+
+def check_signer(signer: Signer) -> None:
+    """Raise WeightguardError where a key or certificate cannot be used to sign."""
+    require_library()
+    if not isinstance(signer, PrivateKey | CertifiedKey):
+        return
+    key = private_key(signer if isinstance(signer, PrivateKey) else signer.key)
+    if isinstance(signer, CertifiedKey):
+        from cryptography.x509 import load_pem_x509_certificate
+
+        certificate = load_pem_x509_certificate(certificates([signer.certificate]))
+        certificates(signer.chain)
+        if certificate.public_key() != key.public_key():
+            raise WeightguardError(
+                f"the certificate {str(signer.certificate)!r} is for another key than "
+                f"{str(signer.key.path)!r}"
+            )
+
+
+def _signing(signer: Signer) -> Any:
+    from model_signing.signing import Config
+
+    config: Any = Config()  # type: ignore[no-untyped-call]
+    if isinstance(signer, PrivateKey):
+        with in_memory(_private_pem(signer)) as key:
+            return config.use_elliptic_key_signer(private_key=key)
+    if isinstance(signer, CertifiedKey):
+        chain = certificates(signer.chain)
+        with (
+            in_memory(_private_pem(signer.key)) as key,
+            in_memory(certificates([signer.certificate])) as certificate,
+            in_memory(chain) as others,
+        ):
+            return config.use_certificate_signer(
+                private_key=key,
+                signing_certificate=certificate,
+                certificate_chain=[others] if chain else [],
+            )
+    return config.use_sigstore_signer(
+        use_ambient_credentials=signer.token is None,
+        identity_token=signer.token,
+        trust_config=signer.trust_config,
+    )
+
+
+def _private_pem(key: PrivateKey) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    return private_key(key).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
