@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,7 @@ def _parse_copies(
 
 
 @click.command()
-@click.argument("path", type=CHECKPOINT, required=False)
+@click.argument("paths", type=CHECKPOINT, nargs=-1, metavar="PATH...")
 @click.option("--policy", type=NamedPath(), metavar="FILE", help="The policy; found if not given.")
 @click.option("--manifest", type=MANIFEST, metavar="M", help="In place of the policy's manifest.")
 @click.option("--init", is_flag=True, help="Write a commented policy, and never over a file.")
@@ -65,7 +65,7 @@ def _parse_copies(
 @output_option
 def gate(
     *,
-    path: Path | None,
+    paths: tuple[Path, ...],
     policy: Path | None,
     manifest: Path | None,
     init: bool,
@@ -76,37 +76,37 @@ def gate(
     output_format: str,
     output: Path | None,
 ) -> int:
-    """Judge the checkpoint at PATH by a policy, in one pass over its bytes.
+    """Judge the checkpoint at PATH by a policy, in one pass over its bytes; or one after another.
 
     The policy is weightguard.toml, or [tool.weightguard] of pyproject.toml, of this folder or the
     nearest above it in the repository; never one that lies with the checkpoint.
 
     Exit status: 0 it may pass, 1 it may not, 2 could not complete.
     """
-    from weightguard.policy import find_policy, read_policy
-    from weightguard_cli.target import check_report_target
-
     if init:
-        return _write_policy(policy, path)
-    if path is None:
+        return _write_policy(policy, paths)
+    if not paths:
         raise click.UsageError("Missing argument 'PATH'.")
-    source = policy or find_policy(path)
-    rules = read_policy(source)
-    for target in (output, *(file for _, file in copies)):
-        check_report_target(target, path, source, *([manifest] if manifest else []))
-    return _judge(
-        path, rules, source, manifest, trust_cache, threads,
-        (output_format, output, fail_on or rules.fail_on, copies),
+    if len(paths) > 1 and (output or copies or manifest or output_format != "text"):
+        raise click.UsageError(
+            "--manifest, -o, --report and --format take one PATH."
+        )
+    return max(
+        _judge(
+            path, policy, manifest, trust_cache, threads,
+            lambda least: (output_format, output, fail_on or least, copies),
+        )
+        for path in paths
     )  # fmt: skip
 
 
-def _write_policy(policy: Path | None, path: Path | None) -> int:
+def _write_policy(policy: Path | None, paths: tuple[Path, ...]) -> int:
     from weightguard.policy import write_template
     from weightguard.policy.reading import POLICY_NAME
     from weightguard_cli.escape import escape_name
     from weightguard_cli.status import CLEAN
 
-    if path is not None:
+    if paths:
         raise click.UsageError("--init writes a policy and checks nothing: leave out PATH.")
     target = policy or Path(POLICY_NAME)
     write_template(target)
@@ -116,17 +116,23 @@ def _write_policy(policy: Path | None, path: Path | None) -> int:
 
 def _judge(
     path: Path,
-    rules: Policy,
-    source: Path,
+    policy: Path | None,
     manifest: Path | None,
     trust_cache: bool,
     threads: int | None,
-    delivery: tuple[str, Path | None, str, tuple[tuple[str, Path], ...]],
+    delivery: Callable[[str], tuple[str, Path | None, str, tuple[tuple[str, Path], ...]]],
 ) -> int:
     from weightguard.gate import gate as examine
+    from weightguard.policy import find_policy, read_policy
     from weightguard_cli.conclude import Delivery, conclude
+    from weightguard_cli.target import check_report_target
     from weightguard_cli.verdict import Scope
 
+    source = policy or find_policy(path)
+    rules = read_policy(source)
+    going = Delivery(*delivery(rules.fail_on))
+    for target in (going.output, *(file for _, file in going.copies)):
+        check_report_target(target, path, source, *([manifest] if manifest else []))
     compared = rules.manifest is not None or manifest is not None
     return conclude(
         "gate",
@@ -140,7 +146,7 @@ def _judge(
             progress=progress,
         ),
         Scope(compared, tuple(_unchecked(path, rules, source, compared))),
-        Delivery(*delivery),
+        going,
     )
 
 
