@@ -22,6 +22,7 @@ from weightguard_cli.place import place
 from weightguard_cli.presentation import Presentation
 from weightguard_cli.verdict import verdict
 
+DECLARATION = '<?xml version="1.0" encoding="UTF-8"?>\n'
 MAX_SOUND = 5_000
 """Tensors without a finding that have a case of their own; one more case stands for the rest."""
 MAX_FINDINGS = 20
@@ -38,8 +39,10 @@ def render(report: Report, presentation: Presentation) -> str:
         suite.add_testcase(case)
     document = JUnitXml(f"weightguard {presentation.task}")
     document.add_testsuite(suite)
+    document.update_statistics()  # type: ignore[no-untyped-call]
     text: bytes = document.tostring()  # type: ignore[no-untyped-call]
-    return text.decode("utf-8").rstrip("\n") + "\n"
+    body = text.decode("utf-8")
+    return body if body.startswith("<?xml") else f"{DECLARATION}{body}\n"
 
 
 def _cases(report: Report, presentation: Presentation) -> Iterator[TestCase]:
