@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("code", required=False)
 @format_option
 def rules(code: str | None, output_format: str) -> int:
-    """List the rules, or explain those whose code begins with CODE; a whole code prints its page."""
+    """List the rules, explain those that begin with CODE, or print the page of one."""
     from weightguard.pages import page
     from weightguard.rules.selection import Selection
     from weightguard_cli.json_output import json_text

@@ -97,8 +97,9 @@ def _case(
     told = [found for found in findings if found.level < presentation.fail_on]
     if failing:
         more = f" and {len(failing) - 1:,} more" if len(failing) > 1 else ""
-        summary = f"{failing[0].rule}: {escape_text(failing[0].message)}{more}"
-        failure = Failure(_legal(summary), failing[0].rule)
+        rule = escape_text(failing[0].rule)
+        summary = f"{rule}: {escape_text(failing[0].message)}{more}"
+        failure = Failure(_legal(summary), rule)
         failure.text = _legal("\n\n".join(_told(failing)))
         case.result = [failure]
     if told:
@@ -108,7 +109,10 @@ def _case(
 
 def _told(findings: list[Finding]) -> Iterator[str]:
     for found in findings[:MAX_FINDINGS]:
-        lines = [f"{found.severity} {found.rule}: {escape_text(found.message)}", place(found)]
+        lines = [
+            f"{found.severity} {escape_text(found.rule)}: {escape_text(found.message)}",
+            place(found),
+        ]
         lines += [*evidence_lines(found.evidence), f"Do: {escape_text(found.remedy)}"]
         yield "\n".join(filter(None, lines))
     if len(findings) > MAX_FINDINGS:
