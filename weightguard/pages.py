@@ -1,6 +1,6 @@
 """The pages of the rules: what each one means, why it matters, how to fix it, an example.
 
-They are Markdown, ``docs/rules/CODE.md`` in the source and ``weightguard/rule_pages`` where the
+They are Markdown, ``docs/rules/CODE.md`` in the source and ``weightguard/docs/rules`` where the
 package is installed.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
-FOLDERS = (_PACKAGE / "rule_pages", _PACKAGE.parent / "docs" / "rules")
+FOLDERS = (_PACKAGE / "docs" / "rules", _PACKAGE.parent / "docs" / "rules")
 """Where pages are, the installed ones first; one of them is there."""
 
 

@@ -88,9 +88,7 @@ def gate(
     if not paths:
         raise click.UsageError("Missing argument 'PATH'.")
     if len(paths) > 1 and (output or copies or manifest or output_format != "text"):
-        raise click.UsageError(
-            "--manifest, -o, --report and --format take one PATH."
-        )
+        raise click.UsageError("--manifest, -o, --report and --format take one PATH.")
     return max(
         _judge(
             path, policy, manifest, trust_cache, threads,

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 @click.argument("code", required=False)
 @format_option
 def rules(code: str | None, output_format: str) -> int:
-    """List the rules, or explain those whose code is or begins with CODE."""
+    """List the rules, explain those that begin with CODE, or print the page of one."""
+    from weightguard.pages import page
     from weightguard.rules.selection import Selection
     from weightguard_cli.json_output import json_text
     from weightguard_cli.output import deliver
@@ -31,6 +32,9 @@ def rules(code: str | None, output_format: str) -> int:
     if output_format == "json":
         document = {"schema": "weightguard-rules-v1", "rules": [_record(rule) for rule in chosen]}
         deliver(json_text(document), None)
+        return CLEAN
+    if code and len(chosen) == 1:
+        deliver(page(chosen[0].code), None)
         return CLEAN
     style = Style.of(sys.stdout)
     lines = _explained(chosen, style) if code else _listed(chosen, style)

@@ -17,8 +17,12 @@ from weightguard_cli.output import STANDARD_OUTPUT
 
 _REPORT_HEAD = 4096
 _MAX_INDEX_BYTES = 256 << 20
-_TEXT_REPORT = re.compile(
-    rb"(SOUND|EQUAL|EMPTY|SUSPECT|DIFFERENT|DAMAGED|UNTRUSTED|REFUSED|UNSUPPORTED|UNREADABLE): "
+_REPORT = re.compile(
+    rb"(SOUND|EQUAL|EMPTY|SUSPECT|DIFFERENT|DAMAGED|UNSUPPORTED|UNREADABLE|UNTRUSTED|REFUSED): "
+    rb"|(<!DOCTYPE html>\n)?<!-- weightguard report -->\n"
+    rb"|<\?xml [^>]{1,80}>\s*<testsuites name=\"weightguard "
+    rb'|\{\s*"\$schema": "[^"]{1,200}/sarif-schema-2\.1\.0\.json",\s*"runs": \[\s*\{\s*'
+    rb'"automationDetails": \{\s*"id": "weightguard/'
 )
 _JSON_REPORT = re.compile(rb'"schema": "weightguard-report-v\d{1,9}"\n\}\s*$')
 
@@ -84,7 +88,7 @@ def _is_report(target: Path) -> bool:
         head = file.read(_REPORT_HEAD)
         file.seek(-min(_REPORT_HEAD, target.stat().st_size), os.SEEK_END)
         tail = file.read()
-    if _TEXT_REPORT.match(head):
+    if _REPORT.match(head):
         return b"\0" not in head
     return head.startswith(b"{") and _JSON_REPORT.search(tail) is not None
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests.rule_examples import PAGES
 from weightguard.catalogue import RULES
 from weightguard_cli.main import main
 
@@ -16,8 +17,13 @@ def test_every_rule_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in lines] == list(RULES)
 
 
-def test_one_rule_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_rule_has_its_page_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rules", "wg201"]) == 0
+    assert capsys.readouterr().out == (PAGES / "WG201.md").read_text("utf-8")
+
+
+def test_a_prefix_tells_of_several_why_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rules", "WG20"]) == 0
     text = capsys.readouterr().out
     rule = RULES["WG201"]
     assert text.startswith("WG201 nan (critical)\n")

@@ -22,6 +22,7 @@ from weightguard_cli.place import place
 from weightguard_cli.presentation import Presentation
 from weightguard_cli.verdict import verdict
 
+DECLARATION = '<?xml version="1.0" encoding="UTF-8"?>\n'
 MAX_SOUND = 5_000
 """Tensors without a finding that have a case of their own; one more case stands for the rest."""
 MAX_FINDINGS = 20
@@ -38,8 +39,10 @@ def render(report: Report, presentation: Presentation) -> str:
         suite.add_testcase(case)
     document = JUnitXml(f"weightguard {presentation.task}")
     document.add_testsuite(suite)
+    document.update_statistics()  # type: ignore[no-untyped-call]
     text: bytes = document.tostring()  # type: ignore[no-untyped-call]
-    return text.decode("utf-8").rstrip("\n") + "\n"
+    body = text.decode("utf-8")
+    return body if body.startswith("<?xml") else f"{DECLARATION}{body}\n"
 
 
 def _cases(report: Report, presentation: Presentation) -> Iterator[TestCase]:
@@ -94,8 +97,9 @@ def _case(
     told = [found for found in findings if found.level < presentation.fail_on]
     if failing:
         more = f" and {len(failing) - 1:,} more" if len(failing) > 1 else ""
-        summary = f"{failing[0].rule}: {escape_text(failing[0].message)}{more}"
-        failure = Failure(_legal(summary), failing[0].rule)
+        rule = escape_text(failing[0].rule)
+        summary = f"{rule}: {escape_text(failing[0].message)}{more}"
+        failure = Failure(_legal(summary), rule)
         failure.text = _legal("\n\n".join(_told(failing)))
         case.result = [failure]
     if told:
@@ -105,7 +109,10 @@ def _case(
 
 def _told(findings: list[Finding]) -> Iterator[str]:
     for found in findings[:MAX_FINDINGS]:
-        lines = [f"{found.severity} {found.rule}: {escape_text(found.message)}", place(found)]
+        lines = [
+            f"{found.severity} {escape_text(found.rule)}: {escape_text(found.message)}",
+            place(found),
+        ]
         lines += [*evidence_lines(found.evidence), f"Do: {escape_text(found.remedy)}"]
         yield "\n".join(filter(None, lines))
     if len(findings) > MAX_FINDINGS:

@@ -1,0 +1,335 @@
+"""A really damaged input for every rule, and the page's example: what the tool prints about it.
+
+    python -m tests.rule_examples       # writes the examples into docs/rules again
+
+A new rule needs an entry in ``EXAMPLES`` and a page; ``TEMPLATE`` is what a page looks like.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests import torch_archives as torch_zip
+from tests.checkpoints import (
+    Tensors,
+    random_tensor,
+    safetensors_bytes,
+    write_safetensors,
+    write_sharded,
+)
+from tests.gguf_files import Info, gguf_bytes
+from tests.language_models import SUPER_WEIGHT, llama, stored
+from tests.real_models import smollm2_bf16
+from weightguard import open_checkpoint
+from weightguard.catalogue import RULES
+from weightguard_cli.main import main
+
+PAGES = Path(__file__).parent.parent / "docs" / "rules"
+TEMPLATE = """# {code} {name}
+
+**{severity}**: {summary}
+
+## What it means
+
+## Why it matters
+
+## How to fix it
+
+## Example
+
+```text
+```
+"""
+SECTIONS = ("What it means", "Why it matters", "How to fix it", "Example")
+REAL = frozenset({"WG301", "WG302", "WG303"})
+"""Examples on a real model, which the development set-up fetches."""
+
+_EXAMPLE = re.compile(r"```text\n.*?```", re.DOTALL)
+
+Command = Sequence[str]
+ONE = {"w": random_tensor("F32", (64, 64), 1)}
+TWO = {"v": random_tensor("F32", (32, 64), 2)}
+
+
+def example(code: str) -> str:
+    """Return command and output of the example of rule ``code``, made in an empty folder."""
+    with tempfile.TemporaryDirectory() as work, contextlib.chdir(work):
+        command = EXAMPLES[code]()
+        printed = run(command)
+    assert code in printed, f"the example of {code} does not show it:\n{printed}"
+    return f"$ weightguard {' '.join(command)}\n{printed}"
+
+
+def run(command: Command) -> str:
+    """Return what a command writes to standard output."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        main(list(command))
+    return output.getvalue()
+
+
+def with_example(text: str, shown: str) -> str:
+    """Return a page with its example replaced."""
+    return _EXAMPLE.sub(lambda _: f"```text\n{shown}```", text, count=1)
+
+
+def _audit(data: bytes, name: str = "model.safetensors") -> Command:
+    Path(name).write_bytes(data)
+    return ("audit", name)
+
+
+def _header(text: str, data: bytes = b"") -> Command:
+    raw = text.encode()
+    raw += b" " * (-len(raw) % 8)
+    return _audit(len(raw).to_bytes(8, "little") + raw + data)
+
+
+def _entry(start: int, end: int, shape: str = "[4]", dtype: str = "F32") -> str:
+    return f'{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{start},{end}]}}'
+
+
+def _values(values: NDArray[np.float64], dtype: str = "F32") -> Command:
+    data = values.astype("<f4" if dtype == "F32" else "<f2").tobytes()
+    return _audit(safetensors_bytes({"layers.0.up_proj.weight": (dtype, values.shape, data)}))
+
+
+def _weights() -> NDArray[np.float64]:
+    return np.random.default_rng(5).standard_normal((256, 256)) * 0.02
+
+
+def _with(place: tuple[int, ...], value: float) -> Command:
+    values = _weights()
+    values[place] = value
+    return _values(values)
+
+
+def _index(change: Callable[[Path], None]) -> Command:
+    folder = write_sharded(Path("model"), [ONE, TWO])
+    change(folder)
+    return ("audit", "model")
+
+
+def _map_to(shard: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        index = folder / "model.safetensors.index.json"
+        document = json.loads(index.read_text())
+        document["weight_map"]["v"] = shard
+        index.write_text(json.dumps(document))
+
+    return change
+
+
+def _fifo() -> Command:
+    os.mkfifo("model.safetensors")
+    return ("audit", "model.safetensors")
+
+
+def _config(text: str) -> Command:
+    Path("model").mkdir()
+    write_safetensors(Path("model/model.safetensors"), ONE)
+    Path("model/config.json").write_text(text)
+    return ("audit", "model")
+
+
+def _config_mismatch() -> Command:
+    command = _config(json.dumps({"model_type": "llama", "vocab_size": 101, "hidden_size": 64}))
+    tensors = {"model.embed_tokens.weight": random_tensor("F32", (100, 64))}
+    write_safetensors(Path("model/model.safetensors"), tensors)
+    return command
+
+
+def _legacy() -> Command:
+    magic = 0x1950A86A20F9469CFC6C
+    return _audit(torch_zip.pickled(torch_zip.number(magic)) + bytes(64), "model.pt")
+
+
+def _unsafe_pickle() -> Command:
+    call = torch_zip.call("posix.system", torch_zip.text("id"))
+    return _audit(torch_zip.archive(torch_zip.pickled(torch_zip.table(w=call))), "model.pt")
+
+
+def _record_checksum() -> Command:
+    records = torch_zip.entries()
+    records[2].crc = 0x12345678
+    return _audit(torch_zip.Zip(records).build(), "model.pt")
+
+
+def _unsafe_zip() -> Command:
+    again = torch_zip.Entry("a/data/0", struct.pack("<4f", 9, 9, 9, 9))
+    return _audit(torch_zip.archive(None, again), "model.pt")
+
+
+def _blob_digest() -> Command:
+    data = safetensors_bytes(ONE)
+    repository = Path("hub/models--org--model")
+    snapshot = repository / "snapshots" / ("0" * 40)
+    blob = repository / "blobs" / hashlib.sha256(data).hexdigest()
+    for folder in (snapshot, blob.parent):
+        folder.mkdir(parents=True)
+    blob.write_bytes(data[:-4] + bytes(4))
+    (snapshot / "model.safetensors").symlink_to(f"../../blobs/{blob.name}")
+    return ("audit", str(snapshot), "--file-digests")
+
+
+def _super_weight(bits: int) -> Command:
+    name = "model.layers.11.mlp.down_proj.weight"
+    shutil.copyfile(smollm2_bf16(), "model.safetensors")
+    with open_checkpoint("model.safetensors") as checkpoint:
+        tensor = next(t for t in checkpoint.tensors if t.name == name)
+    assert tensor.offset is not None
+    with Path("model.safetensors").open("r+b") as file:
+        file.seek(tensor.offset + 2 * (507 * 1536 + 1229))
+        file.write(bits.to_bytes(2, "little"))
+    return ("audit", "model.safetensors", "--select", "WG301,WG302,WG303")
+
+
+def _scale_swallowed() -> Command:
+    from gguf import GGMLQuantizationType, GGUFWriter
+    from gguf.quants import quantize
+
+    arrays = llama(SUPER_WEIGHT, heavy=False)
+    writer = GGUFWriter("model.gguf", "llama")
+    for name in ("down", "up", "gate"):
+        values = arrays[f"model.layers.2.mlp.{name}_proj.weight"]
+        kind = GGMLQuantizationType.Q4_0
+        writer.add_tensor(f"blk.2.ffn_{name}.weight", quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return ("audit", "model.gguf")
+
+
+def _changed_super_weight() -> Command:
+    arrays = llama(SUPER_WEIGHT)
+    name = "model.layers.2.mlp.down_proj.weight"
+
+    def damage(_: Tensors) -> Tensors:
+        arrays[name][SUPER_WEIGHT.row, SUPER_WEIGHT.column] = 5
+        return stored(arrays)
+
+    return _verified(damage, stored(arrays))
+
+
+def _verified(
+    damage: Callable[[Tensors], Tensors], tensors: Tensors | None = None, *options: str
+) -> Command:
+    """Attest a checkpoint, damage it, and return the command that compares the two."""
+    sound = tensors or {**ONE, **TWO}
+    path = write_safetensors(Path("model.safetensors"), sound)
+    run(("manifest", path.name, "-o", "model.weightguard.json", *options))
+    write_safetensors(path, damage(sound))
+    return ("verify", path.name, "model.weightguard.json")
+
+
+def _flipped(tensors: Tensors) -> Tensors:
+    dtype, shape, data = tensors["w"]
+    changed = bytearray(data)
+    changed[4 * (7 * 64 + 9) + 3] ^= 0x40
+    return {**tensors, "w": (dtype, shape, bytes(changed))}
+
+
+def _file_changed() -> Command:
+    path = write_safetensors(Path("model.safetensors"), ONE)
+    run(("manifest", path.name, "-o", "model.weightguard.json", "--file-digests"))
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + size].rstrip()[:-1] + b',"__metadata__":{"format":"tf"}}'
+    header += b" " * (-len(header) % 8)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + size :])
+    return ("verify", path.name, "model.weightguard.json")
+
+
+def _alias_changed() -> Command:
+    tied = torch_zip.table(w=torch_zip.tensor(), tied=torch_zip.tensor())
+    _audit(torch_zip.archive(torch_zip.pickled(tied)), "model.pt")
+    run(("manifest", "model.pt", "-o", "model.weightguard.json"))
+    _audit(torch_zip.archive(torch_zip.pickled(torch_zip.table(w=torch_zip.tensor()))), "model.pt")
+    return ("verify", "model.pt", "model.weightguard.json")
+
+
+def _old_gguf() -> Command:
+    gguf = gguf_bytes(version=1)
+    return _audit(gguf, "model.gguf")
+
+
+EXAMPLES: dict[str, Callable[[], Command]] = {
+    "WG101": lambda: _audit(b"<!DOCTYPE html><title>404 Not Found</title>"),
+    "WG102": lambda: _audit(safetensors_bytes(ONE)[:-1000]),
+    "WG103": lambda: _header('{"w": nonsense}'),
+    "WG104": lambda: _header(f'{{"w":{_entry(0, 16)},"w":{_entry(16, 32)}}}', bytes(32)),
+    "WG105": lambda: _header(f'{{"v":{_entry(0, 16)},"w":{_entry(24, 40)}}}', bytes(40)),
+    "WG106": lambda: _audit(gguf_bytes([Info(offset=8)], bytes(64)), "model.gguf"),
+    "WG107": lambda: _header(f'{{"w":{_entry(0, 12)}}}', bytes(12)),
+    "WG108": lambda: _header(f'{{"w":{_entry(0, 16, dtype="F99")}}}', bytes(16)),
+    "WG109": lambda: _index(_map_to("model-00001-of-00002.safetensors")),
+    "WG110": lambda: _index(_map_to("../other/weights.safetensors")),
+    "WG111": _fifo,
+    "WG112": _unsafe_pickle,
+    "WG113": _record_checksum,
+    "WG114": _legacy,
+    "WG115": lambda: _audit(safetensors_bytes({"w\x1b[2J": ONE["w"]})),
+    "WG116": lambda: _audit(gguf_bytes(tensors=1 << 34), "model.gguf"),
+    "WG117": _unsafe_zip,
+    "WG118": _blob_digest,
+    "WG119": _old_gguf,
+    "WG120": lambda: _config('["no", "object"]'),
+    "WG121": lambda: _index(lambda f: [write_safetensors(f / "extra.safetensors", TWO)].clear()),
+    "WG122": lambda: ("audit", "missing.safetensors"),
+    "WG201": lambda: _with((3, 5), np.nan),
+    "WG202": lambda: _with((3, 5), np.inf),
+    "WG203": lambda: _values(np.zeros((64, 64))),
+    "WG204": lambda: _values(np.full((64, 64), 0.5)),
+    "WG205": lambda: _with((7,), 0.0),
+    "WG206": lambda: _values(_weights() * 1e-38),
+    "WG207": lambda: _with((3, 5), 3e38),
+    "WG208": _config_mismatch,
+    "WG209": lambda: _audit(gguf_bytes([Info(ne=(32, 2), kind=20)], bytes(36)), "model.gguf"),
+    "WG210": lambda: _audit(safetensors_bytes({})),
+    "WG301": lambda: _super_weight(0),
+    "WG302": lambda: _super_weight(0xC0BC),
+    "WG303": lambda: _super_weight(0x3F00),
+    "WG304": _scale_swallowed,
+    "WG305": _changed_super_weight,
+    "WG306": _changed_super_weight,
+    "WG401": lambda: _verified(_flipped),
+    "WG402": lambda: _verified(lambda t: {"w": t["w"]}),
+    "WG403": lambda: _verified(lambda t: {**t, "u": random_tensor("F32", (9,), 9)}),
+    "WG404": lambda: _verified(lambda t: {**t, "v": ("F32", (64, 32), t["v"][2])}),
+    "WG405": lambda: _verified(lambda t: {**t, "v": ("I32", (32, 64), t["v"][2])}),
+    "WG406": lambda: _verified(lambda t: {"w": t["w"], "renamed": t["v"]}),
+    "WG407": _file_changed,
+    "WG408": _alias_changed,
+}
+
+
+def regenerate() -> None:
+    """Write every page's example again, and a page to fill in for a rule that has none."""
+    PAGES.mkdir(exist_ok=True)
+    for code, rule in RULES.items():
+        path = PAGES / f"{code}.md"
+        text = (
+            path.read_text("utf-8")
+            if path.exists()
+            else TEMPLATE.format(
+                code=code, name=rule.name, severity=rule.severity.label, summary=rule.summary
+            )
+        )
+        path.write_text(with_example(text, example(code)), "utf-8")
+
+
+if __name__ == "__main__":
+    regenerate()
