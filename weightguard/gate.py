@@ -55,7 +55,7 @@ def gate(
     """
     path, folder = Path(path), Path(source).parent
     with ExitStack() as stack:
-        demanded = _manifest_path(path, policy, folder, manifest)
+        demanded = manifest_path(path, policy, folder, manifest)
         recorded = None
         if demanded is not None and demanded.exists():
             recorded = stack.enter_context(Manifest.read(demanded))
@@ -74,9 +74,13 @@ def gate(
     return msgspec.structs.replace(report, policy=str(source))
 
 
-def _manifest_path(
-    checkpoint: Path, policy: Policy, folder: Path, named: str | os.PathLike[str] | None
+def manifest_path(
+    checkpoint: Path, policy: Policy, folder: Path, named: str | os.PathLike[str] | None = None
 ) -> Path | None:
+    """Return where the manifest of a checkpoint should be, None where no one is asked for.
+
+    ``folder`` is the policy's; ``named`` goes before what the policy says, and must be there.
+    """
     if named is not None:
         # named by the caller: a file that is missing is an error of his
         if not Path(named).exists():

@@ -121,7 +121,8 @@ def _judge(
     delivery: Callable[[str], tuple[str, Path | None, str, tuple[tuple[str, Path], ...]]],
 ) -> int:
     from weightguard.gate import gate as examine
-    from weightguard.policy import find_policy, read_policy
+    from weightguard.gate import manifest_path
+    from weightguard.policy import Policy, find_policy, read_policy
     from weightguard_cli.conclude import Delivery, conclude
     from weightguard_cli.target import check_report_target
     from weightguard_cli.verdict import Scope
@@ -131,7 +132,10 @@ def _judge(
     going = Delivery(*delivery(rules.fail_on))
     for target in (going.output, *(file for _, file in going.copies)):
         check_report_target(target, path, source, *([manifest] if manifest else []))
-    compared = rules.manifest is not None or manifest is not None
+    recorded = manifest_path(path, rules, source.parent, manifest)
+    compared = recorded is not None and recorded.exists()
+    # all of it, and by every rule as it is: only then may the verdict speak of equality
+    whole = compared and not trust_cache and rules.rules == Policy().rules
     return conclude(
         "gate",
         lambda progress: examine(
@@ -143,7 +147,7 @@ def _judge(
             threads=threads,
             progress=progress,
         ),
-        Scope(compared, tuple(_unchecked(path, rules, source, compared))),
+        Scope(whole, tuple(_unchecked(path, rules, source, compared))),
         going,
     )
 
@@ -154,7 +158,7 @@ def _unchecked(path: Path, rules: Policy, source: Path, compared: bool) -> Itera
     if lies_with(source, path):
         yield "whether the policy is yours: it lies in the checkpoint's folder"
     if not compared:
-        yield "equality with trusted weights (the policy names no manifest)"
+        yield "equality with trusted weights (there is no manifest)"
     if rules.rules.select:
         yield f"rules other than {', '.join(rules.rules.select)} (the policy's select)"
     if rules.rules.ignore:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from weightguard.drift import DriftLimits, Side, TensorChange, matches
+from weightguard.drift import DriftLimits, TensorChange, matches
 from weightguard.finding import Evidence, Finding, finding
 
 _OTHER = ("replaced", "reshaped")
@@ -84,16 +84,10 @@ def _evidence(change: TensorChange) -> Evidence:
             evidence[key] = value if abs(value) != float("inf") else repr(value)
     if change.not_finite:
         evidence["not_finite"] = change.not_finite
-    for key, side in (("base", change.base), ("new", change.new)):
-        if side is not None:
-            evidence[key] = _side(side)
+    base, new = change.base, change.new
+    if base is not None and new is not None:
+        for key in ("dtype", "shape", "min", "max", "rms"):
+            pair = [getattr(side, key) for side in (base, new)]
+            if pair[0] != pair[1] and None not in pair:
+                evidence[key] = pair
     return evidence
-
-
-def _side(side: Side) -> Evidence:
-    known = {"min": side.min, "max": side.max, "rms": side.rms}
-    return {
-        "dtype": side.dtype,
-        "shape": list(side.shape),
-        **{key: value for key, value in known.items() if value is not None},
-    }
