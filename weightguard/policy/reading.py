@@ -207,18 +207,18 @@ def _check_keys(
         if key not in fields:
             hint = _meant(key, fields)
             raise problems.at((*keys, key), f"is no key of a policy{hint}.")
-        inner = _table_of(fields[key])
+        inner = table_of(fields[key])
         if inner is not None:
             for entry in value if isinstance(value, list) else [value]:
                 _check_keys(entry, inner, (*keys, key), problems)
 
 
-def _table_of(kind: Any) -> type[msgspec.Struct] | None:
+def table_of(kind: Any) -> type[msgspec.Struct] | None:
     """Return the table that a field holds, alone, optional or in a list."""
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return kind
     if typing.get_origin(kind) in (tuple, typing.Union, types.UnionType):
-        return next((t for t in map(_table_of, typing.get_args(kind)) if t is not None), None)
+        return next((t for t in map(table_of, typing.get_args(kind)) if t is not None), None)
     return None
 
 
