@@ -10,11 +10,13 @@ import pytest
 
 from tests.checkpoints import Tensors, random_tensor, write_safetensors, write_sharded
 from tests.real_models import smollm2_bf16
+from tests.signers import write_key
 from weightguard import ManifestError, Report, audit, fingerprint, gate, open_checkpoint
 from weightguard.checkpoint.files import CheckpointFile
 from weightguard.errors import WeightguardError
 from weightguard.policy import Policy, PolicyError
 from weightguard.policy.reading import parse_policy
+from weightguard.signing import PrivateKey, Signed, sign
 
 TENSORS: Tensors = {
     "a.weight": random_tensor("BF16", (64, 128), 1),
@@ -295,3 +297,45 @@ def test_the_lineage_of_a_real_model(tmp_path: Path) -> None:
     (found,) = judged(tmp_path / "model.safetensors", text, tmp_path).findings
     assert found.rule == "WG516"
     assert found.location.element == (507, 1229)
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("keys")
+    private, public = write_key(folder, "release")
+    other = write_key(folder, "other")[1]
+    return {"private": private, "release.pub": public, "other.pub": other}
+
+
+def test_the_signature_of_whom_the_policy_names(
+    model: Path, tmp_path: Path, keys: dict[str, Path]
+) -> None:
+    for name in ("release.pub", "other.pub"):
+        shutil.copy(keys[name], tmp_path / name)
+    text = (
+        'signature.public-key = "release.pub"\n'
+        'manifest.path = "{checkpoint}/model.weightguard.json"'
+    )
+    assert codes(judged(model, text, tmp_path)) == ["WG511", "WG501"]
+    lenient = 'signature = { public-key = "release.pub", required = false }'
+    assert codes(judged(model, lenient, tmp_path)) == []
+    assert isinstance(sign(model, PrivateKey(keys["private"])), Signed)
+    assert codes(judged(model, text, tmp_path)) == []
+    assert codes(judged(model, text.replace("release", "other"), tmp_path)) == ["WG504"]
+    (model / "extra.py").write_text("1")
+    assert codes(judged(model, text, tmp_path)) == ["WG508"]
+    (model / "extra.py").unlink()
+    # weights and manifest replaced together: the signature does not follow
+    changed = {**TENSORS, "c.bias": random_tensor("F32", (64,), 8)}
+    write_safetensors(model / "model.safetensors", changed)
+    with fingerprint(model) as manifest:
+        manifest.write(model / "model.weightguard.json")
+    found = codes(judged(model, text, tmp_path))
+    assert "WG506" in found
+    assert "WG401" not in found
+
+
+def test_a_key_that_is_missing_is_no_finding(model: Path, tmp_path: Path) -> None:
+    (model / "model.sig").write_text("{}")
+    with pytest.raises(WeightguardError, match=r"none\.pub"):
+        judged(model, 'signature.public-key = "none.pub"', tmp_path)
