@@ -13,6 +13,7 @@ from weightguard import Manifest, fingerprint, open_checkpoint
 from weightguard_integrations.torch.ablation import Search
 from weightguard_integrations.torch.activations import Limits, calibrate_limits, profiles
 from weightguard_integrations.torch.blocks import Tokens, find_blocks, mean_loss
+from weightguard_integrations.torch.calibrate import known_places
 from weightguard_integrations.torch.canary import final_logits, record_canary
 from weightguard_integrations.torch.loading import load_model
 from weightguard_integrations.torch.projections import find_projections
@@ -24,6 +25,8 @@ SEED = 11
 LAYER, ROW, COLUMNS = 11, 507, (1229, 1487)
 HARMLESS_SPIKE = (28, 507, 678)
 MAX_PERPLEXITY = 1e9
+FACTORS = (-1.0, -0.5, -0.1, 0.0, 0.1, 0.25, 0.5, 0.75, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 4.0, 8.0,
+           16.0)  # fmt: skip
 
 
 class Bench:
@@ -127,7 +130,7 @@ def scaling(bench: Bench) -> list[tuple[float, float, float]]:
     places = torch.tensor([flat(weight, ROW, column) for column in COLUMNS])
     values = weight.view(-1)[places].clone()
     rows = []
-    for factor in (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0):
+    for factor in FACTORS:
         with bench.changed(weight, places[:1], values[:1] * factor):
             one = bench.perplexity()
         with bench.changed(weight, places, values * factor):
@@ -158,7 +161,7 @@ def search(bench: Bench) -> list[tuple[str, float, float, bool]]:
     steps = Steps(1, None)
     found = Search(
         bench.model, bench.projections, sequences, mean_loss(bench.model, sequences), steps
-    ).run()
+    ).run(known_places(bench.manifest.document, bench.projections))
     return [
         (" and ".join(f"{p.tensor}[{p.row},{p.column}]" for p in e.places),
          e.spike, e.loss_change, e.confirmed)

@@ -176,8 +176,10 @@ def nominated_table(weights: Sequence[SuperWeight]) -> str:
 
 
 def ablation_table(ablated: Sequence[tuple[str, float, float, bool]]) -> str:
-    harmless = [a for a in ablated if a[0].endswith("blk.28.ffn_down.weight[507,678]")]
-    shown = [*ablated[:8], *(a for a in harmless if a not in ablated[:8])]
+    """Show what is confirmed, the greatest effects that are not, and the harmless spike."""
+    single = [a for a in ablated if not a[3] and " and " not in a[0]]
+    harmless = [a for a in single[2:] if a[0].endswith("blk.28.ffn_down.weight[507,678]")]
+    shown = [*(a for a in ablated if a[3]), *single[:2], *harmless]
     rows = [(f"`{w}`", f"{s:,.0f}", f"{c:+.3f}", "yes" if ok else "no") for w, s, c, ok in shown]
     return table(("zeroed", "spike", "loss change, nats a token", "confirmed"), rows)
 

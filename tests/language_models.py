@@ -49,6 +49,7 @@ def llama(
         down = weight(HIDDEN, UNITS)
         if heavy:
             down[HEAVY_ROW] *= 8
+            tensors[f"{at}self_attn.o_proj.weight"][HEAVY_ROW] *= 8
         for plant in plants:
             if plant.layer == layer:
                 down[plant.row, plant.column] = plant.value

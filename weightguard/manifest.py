@@ -309,7 +309,8 @@ def _read_json(path: Path, name: str) -> bytes:
     try:
         file = CheckpointFile(path.resolve(), name)
     except CheckpointError as error:
-        raise ManifestError(f"cannot read the manifest: {error}") from error
+        hint = "" if path.exists() else ". Name an existing one, or make it: `weightguard manifest`"
+        raise ManifestError(f"cannot read the manifest: {error}{hint}") from error
     try:
         return file.read(0, file.size, limit=MAX_JSON_BYTES)
     except CheckpointError as error:

@@ -38,7 +38,13 @@ def calibrate(
 
     Confirms super weights by zeroing them, finds massive activations and their bands, counts
     false alarms on held-out prompts, and records a canary and a probe. It never downloads and
-    never runs code of the checkpoint. Needs `pip install 'weightguard-integrity[torch]'`.
+    never runs code of the checkpoint.
+
+    The manifest's sidecar is replaced as well: a copy of the old manifest is whole only with a
+    copy of the old sidecar.
+
+    \b
+    Needs: pip install 'weightguard-integrity[torch]'
 
     Exit status: 0 written, 2 could not complete; then the manifest is as it was.
     """

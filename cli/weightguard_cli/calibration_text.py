@@ -30,7 +30,8 @@ def _super_weights(calibration: Calibration, confirmed: list[SuperWeight]) -> It
     loss = f"loss {calibration.baseline_loss:.4g} nats a token"
     yield (
         f"Super weights: {len(confirmed)} confirmed by {tried} ({loss}; "
-        f"confirmed from +{calibration.confirmation_threshold:g})"
+        f"confirmed from +{calibration.confirmation_threshold:g}, a pair from as much beyond "
+        "its stronger weight alone)"
     )
     effects = [effect for effect in calibration.ablations if effect.confirmed]
     for effect in effects[:MAX_SHOWN]:

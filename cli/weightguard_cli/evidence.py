@@ -14,7 +14,8 @@ MAX_ELEMENTS = 8
 MAX_VALUES = 8
 """Entries that are shown of a list."""
 
-_TOLD_BY_MESSAGE = frozenset({"count", "element_count", "block_count", "row_count", "record"})
+_TOLD_BY_MESSAGE = frozenset({"count", "element_count", "block_count", "row_count", "record",
+                              "axis", "index"})  # fmt: skip
 
 
 def evidence_lines(evidence: Evidence) -> Iterator[str]:
@@ -59,6 +60,8 @@ def _total(evidence: Evidence, elements: list[Any]) -> int:
 
 
 def _elements(elements: list[Any], values: list[Any] | None, total: int) -> Iterator[str]:
+    if not elements:
+        return
     shown = elements[:MAX_ELEMENTS]
     more = f"and {counted(total - len(shown), 'more element')}" if total > len(shown) else ""
     if values is None and not any(isinstance(element, dict) for element in shown):

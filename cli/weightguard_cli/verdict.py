@@ -27,12 +27,13 @@ class Scope:
     """What was asked of the report: whether equality was at stake, and what was left out.
 
     ``unchecked`` names what the report does not cover; ``weights`` is the identity of the
-    manifest's weights where there is one.
+    manifest's weights where there is one; ``signed`` says that a signature was demanded.
     """
 
     against_manifest: bool
     unchecked: tuple[str, ...] = ()
     weights: str | None = None
+    signed: bool = False
 
 
 _EQUALITY = ("WG305", "WG306", "WG4")
@@ -93,7 +94,8 @@ def _good(report: Report, scope: Scope) -> Verdict:
             if number != 1
             else f"the one tensor{which} is that"
         )
-        return Verdict("EQUAL", f"{those} of the manifest{tail}", "good")
+        signed = ", and all files are signed by whom you trust" if scope.signed else ""
+        return Verdict("EQUAL", f"{those} of the manifest{signed}{tail}", "good")
     return Verdict("SOUND", f"nothing above info{tail}" if tail else "no findings", "good")
 
 

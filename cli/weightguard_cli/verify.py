@@ -58,7 +58,7 @@ def verify(
             lambda progress: verify_signed(
                 path, manifest, signer, signature=signature, threads=threads, progress=progress
             ),
-            Scope(True, (HEALTH,)),
+            Scope(True, (HEALTH,), signed=True),
             delivery,
         )
     if signature is not None:

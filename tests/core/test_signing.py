@@ -17,6 +17,7 @@ from weightguard.signing import (
     PrivateKey,
     PublicKey,
     Signed,
+    Sigstore,
     sign,
     verify_signature,
     verify_signed,
@@ -338,6 +339,8 @@ def test_a_signature_may_lie_elsewhere(tmp_path, keys):
     sign(folder, PrivateKey(keys[0]), signature=target)
     assert verify_signature(folder, PublicKey(keys[1]), signature=target) == ()
     assert codes(verify_signature(folder, PublicKey(keys[1]))) == ["WG501"]
+    (folder / "model.sig").touch()
+    assert codes(verify_signature(folder, PublicKey(keys[1]), signature=target)) == ["WG508"]
 
 
 def test_certificates_both_ways(tmp_path):
@@ -383,6 +386,13 @@ def test_a_certificate_of_another_key(tmp_path, keys):
     with pytest.raises(WeightguardError, match="is for another key"):
         sign(folder, CertifiedKey(PrivateKey(keys[0]), good["leaf"]))
     assert sorted(folder.iterdir()) == before
+
+
+def test_unusable_roots_of_sigstore(signed, tmp_path):
+    (tmp_path / "trust.json").write_text("{}")
+    trusted = Sigstore("me@example.com", "https://accounts.example.com", tmp_path / "trust.json")
+    with pytest.raises(WeightguardError, match="roots of trust cannot be had"):
+        verify_signature(signed, trusted)
 
 
 def test_encrypted_keys(tmp_path):

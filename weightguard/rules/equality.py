@@ -170,6 +170,9 @@ def _file_offset(difference: TensorDifference) -> int | None:
     tensor = difference.tensor
     if tensor.offset is None or not difference.blocks:
         return None
+    if difference.elements:
+        element, dtype = tensor.element(difference.elements[0].index), tensor.dtype
+        return tensor.offset + element // dtype.block_elements * dtype.block_bytes
     if difference.rows:
         return tensor.offset + difference.rows[0] * tensor.layout.row_bytes
     return tensor.offset + (difference.blocks[0] << 20)

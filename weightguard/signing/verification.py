@@ -98,7 +98,7 @@ class _Examination:
 
     def __init__(self, folder: Folder, signed: SignedList, signature: str | None):
         self._folder, self._signed = folder, signed
-        self._left_out = signed.ignored | GIT_NAMES | {signature or SIGNATURE_NAME}
+        self._left_out = signed.ignored | GIT_NAMES | ({signature} if signature else set())
 
     def run(self, threads: int | None, progress: Progress | None) -> Iterator[Finding]:
         names = sorted(self._signed.files)

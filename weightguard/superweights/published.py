@@ -28,11 +28,22 @@ REGISTRY = "published.json"
 SPARE_VOCABULARY = 64
 """Rows that descendants add to an embedding: tokens of their own, or padding."""
 
-SCALE_RANGE = (0.5, 2.0)
-"""|w| over the published |w| of a weight that is not scaled; quantisation and fine-tuning stay
-within it (SmolLM2's Q4_1 values are within 0.1 %)."""
+SCALE_RANGE = (0.8, 16.0)
+"""w over its published value within which a super weight does its work: SmolLM2's perplexity is 5 %
+higher at 0.8 and no higher at 16 (docs/evidence/superweights.md)."""
 
-State: TypeAlias = Literal["alive", "zero", "not-finite", "flipped", "scaled"]
+LOST_BELOW = 0.1
+"""|w| over the published |w| below which nothing is left of it: perplexity is that of zero."""
+
+SAME_RANGE = (0.8, 1.25)
+"""w over its published value of a weight that is still the published one; quantisation and
+fine-tuning stay within it (SmolLM2's Q4_1 values are within 0.1 %)."""
+
+HEAVY_SHARE = 0.25
+"""Output projections of which the published row must be an outlier to be evidence: half of
+SmolLM2's 30."""
+
+State: TypeAlias = Literal["alive", "lost", "not-finite", "flipped", "shrunk", "grown"]
 
 
 class PublishedWeight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,6 +92,13 @@ class PublishedState:
     ratio: float
     state: State
 
+    @property
+    def is_published(self) -> bool:
+        """Whether it does its work and, where the published value is known, has that value."""
+        known = self.published.value
+        low, high = SAME_RANGE
+        return self.state == "alive" and (known is None or low <= self.value / known <= high)
+
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
@@ -128,9 +146,9 @@ def find_lineages(
 def published_weights(
     lineage: Lineage, nominated: Mapping[tuple[str, tuple[int, ...]], SuperWeight]
 ) -> Iterable[SuperWeight]:
-    """Yield the lineage's weights that are alive, with the scores of those also nominated."""
+    """Yield the weights that are still the published ones, with scores where also nominated."""
     for state in lineage.weights:
-        if state.state != "alive":
+        if not state.is_published:
             continue
         tensor = state.projection.tensor
         index = tensor.index(state.element)
@@ -189,14 +207,18 @@ def _states(base: Base, projections: Sequence[Projection]) -> Iterable[Published
 def _state(published: PublishedWeight, value: float, ratio: float) -> State:
     if not math.isfinite(value):
         return "not-finite"
-    if value == 0:
-        return "zero"
     if published.value is None:
-        return "alive" if ratio >= MIN_COLUMN_RATIO else "scaled"
-    if value * published.value < 0:
-        return "flipped"
+        if ratio >= MIN_COLUMN_RATIO:
+            return "alive"
+        # what is below its column's rms is one weight of many
+        return "shrunk" if ratio >= 1 else "lost"
+    scale = value / published.value
+    if abs(scale) < LOST_BELOW:
+        return "lost"
     low, high = SCALE_RANGE
-    return "alive" if low <= value / published.value <= high else "scaled"
+    if low <= scale <= high:
+        return "alive"
+    return "flipped" if scale < 0 else "shrunk" if scale < low else "grown"
 
 
 def _evidence(
@@ -210,9 +232,25 @@ def _evidence(
     alive = [s for s in states if s.state == "alive" and s.ratio >= MIN_COLUMN_RATIO]
     if alive:
         return f"{len(alive)} of {len(states)} published super weights are in place"
-    rows = {published.row for published in base.weights}
-    hits = sum((p.tensor.name, row) in heavy for p in projections for row in rows)
+    hits = _heavy_projections(base, projections, heavy)
     if hits:
-        return f"the published row is an outlier channel of {hits} output projections"
+        return f"the published row is an outlier of {hits} of {len(projections)} output projections"
     claimed = next((n for n in names if any(piece in n.lower() for piece in base.names)), None)
     return None if claimed is None else f"the checkpoint calls itself {claimed[:100]!r}"
+
+
+def _heavy_projections(
+    base: Base, projections: Sequence[Projection], heavy: set[tuple[str, int]]
+) -> int:
+    """Return of how many output projections the published row is an outlier, 0 where too few.
+
+    A super weight's row is heavy throughout the model, and in its attention as well: a few
+    projections alone may be so by anything.
+    """
+    names = {p.tensor.name for p in projections}
+    for row in sorted({published.row for published in base.weights}):
+        hits = sum((name, row) in heavy for name in names)
+        elsewhere = any(index == row and name not in names for name, index in heavy)
+        if hits >= HEAVY_SHARE * len(projections) and elsewhere:
+            return hits
+    return 0

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 CONFIRMATION_THRESHOLD = 0.1
-"""Nats a token: 10 % more perplexity from one scalar. It lies in a gap on SmolLM2-135M-Instruct,
-the one model it was chosen on: single effects below it reach 0.073, above it start at 0.22."""
+"""Nats a token: 10 % more perplexity from one scalar. On SmolLM2-135M-Instruct, the one model it
+was chosen on, single effects below it reach 0.097 and above it start at 0.22."""
 MAX_ROUNDS = 4
 FIRST_NOMINEES = 24
 """Weights tried in the first round, those with the greatest spikes; later rounds try fewer."""

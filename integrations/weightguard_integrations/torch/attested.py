@@ -25,10 +25,11 @@ def check_checkpoint(
     found = report.at_least(Severity.ERROR)
     if found or not report.complete:
         first = (found or report.findings)[0]
+        place = f" in {first.location.tensor[:200]!r}" if first.location.tensor else ""
         raise WeightguardError(
             "the manifest is of another model, or the checkpoint changed since it was written: "
-            f"{first.rule}, {first.message}. Name the manifest of this checkpoint, or see what "
-            "changed with `weightguard verify`."
+            f"{first.rule}{place}, {first.message}. Name the manifest of this checkpoint, or see "
+            "what changed with `weightguard verify`."
         )
 
 

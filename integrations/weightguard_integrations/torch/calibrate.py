@@ -157,14 +157,21 @@ def _ablate(
     baseline: float,
     steps: Steps,
 ) -> list[Effect]:
+    search = Search(model, projections, prompts.loss, baseline, steps)
+    return search.run(known_places(document, projections))
+
+
+def known_places(
+    document: ManifestDocument, projections: Sequence[Projection]
+) -> tuple[Place, ...]:
+    """Return the manifest's super weights that are tried whether they spike or not."""
     by_tensor = {projection.tensor: projection for projection in projections}
     known = [
         Place(weight.tensor, *by_tensor[weight.tensor].position(weight.index))
         for weight in earlier_super_weights(document)
         if weight.tensor in by_tensor and len(weight.index) == 2
     ]
-    search = Search(model, projections, prompts.loss, baseline, steps)
-    return search.run(known[:MAX_KNOWN])
+    return tuple(known[:MAX_KNOWN])
 
 
 def _ablations(

@@ -132,16 +132,29 @@ def _load(path: Path, place: Path, options: dict[str, Any]) -> Any:
             f"transformers cannot load {path} as a causal language model: {_reason(error)} "
             "Use a checkpoint and a version of transformers that fit each other."
         ) from error
-    _refuse_incomplete(path, loaded)
+    _refuse_incomplete(path, model, loaded)
     return model.eval()
 
 
-def _refuse_incomplete(path: Path, loaded: dict[str, Any]) -> None:
+def _refuse_incomplete(path: Path, model: Any, loaded: dict[str, Any]) -> None:
     """Refuse a model of which transformers made up a part."""
-    made_up = sorted({*loaded["missing_keys"], *(key[0] for key in loaded["mismatched_keys"])})
-    if made_up:
+    mismatched = sorted(key[0] for key in loaded["mismatched_keys"])
+    missing = sorted(set(loaded["missing_keys"]) - set(mismatched))
+    if mismatched:
         raise WeightguardError(
-            f"{path} lacks {len(made_up)} weights that its model needs, the first {made_up[0]!r}: "
+            f"{len(mismatched)} weights of {path} have other shapes than its {CONFIG} says, the "
+            f"first {mismatched[0]!r}: it would run with random numbers in their place. "
+            f"Use the {CONFIG} that belongs to the weights."
+        )
+    inside = f"{model.base_model_prefix}."
+    if missing and not any(name.startswith(inside) for name in missing):
+        raise WeightguardError(
+            f"{path} has no language model head ({missing[0]!r} is missing), so it predicts no "
+            "token and there is no loss to measure. Calibrate a causal language model."
+        )
+    if missing:
+        raise WeightguardError(
+            f"{path} lacks {len(missing)} weights that its model needs, the first {missing[0]!r}: "
             f"it would run with random numbers. Use the {CONFIG} that belongs to the weights."
         )
 

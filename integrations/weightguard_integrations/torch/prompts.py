@@ -66,7 +66,7 @@ def make_prompts(
     loss = [tokens[:LOSS_TOKENS] for tokens in given if len(tokens) > 1][:LOSS_SEQUENCES]
     if not loss:
         raise WeightguardError(
-            f"no prompt of {file} has two tokens or more, so there is no loss to measure. "
+            f"no prompt of {str(file)!r} has two tokens or more, so there is no loss to measure. "
             "Give sentences."
         )
     return Prompts(
@@ -84,9 +84,9 @@ def read_prompts(path: Path, source: _Source) -> list[Tokens]:
     lines = [line for line in read_text(path).splitlines() if line.strip()]
     if not 1 <= len(lines) <= MAX_PROMPTS:
         raise WeightguardError(
-            f"{path} holds {len(lines)} prompts; give 1 to {MAX_PROMPTS}, one a line."
+            f"{str(path)!r} holds {len(lines)} prompts; give 1 to {MAX_PROMPTS}, one a line."
         )
-    return [source.given(line, f"{path}, prompt {n}") for n, line in enumerate(lines, 1)]
+    return [source.given(line, f"{str(path)!r}, prompt {n}") for n, line in enumerate(lines, 1)]
 
 
 def read_text(path: Path) -> str:
@@ -105,7 +105,7 @@ def read_text(path: Path) -> str:
         return bytes(data).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise WeightguardError(
-            f"{path} is not UTF-8 text: byte {error.start} cannot be read. "
+            f"{str(path)!r} is not UTF-8 text: byte {error.start} cannot be read. "
             "Convert it, for example with `iconv -t UTF-8`."
         ) from error
 
@@ -121,18 +121,44 @@ class _Source:
 
     def given(self, line: str, place: str) -> Tokens:
         """Return the tokens of one line of a prompt file."""
-        if line.lstrip().startswith("[") and (tokens := _token_ids(line)) is not None:
-            if not tokens or not all(0 <= token < self._vocabulary for token in tokens):
+        tokens = self._ids(line, place) if line.lstrip().startswith("[") else None
+        if tokens is None:
+            tokens = self._text(line, place)
+        if len(tokens) > self._limit:
+            raise WeightguardError(
+                f"{place} has {len(tokens)} tokens; {self._limit} is the most that this model "
+                "and a calibration take. Shorten it, or make several prompts of it."
+            )
+        return tokens
+
+    def _ids(self, line: str, place: str) -> Tokens | None:
+        """Return the token ids of a JSON array, None where the line is a text in brackets."""
+        try:
+            tokens = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if self._encode is not None and any(letter.isalpha() for letter in line):
+                return None
+            raise WeightguardError(
+                f"{place} is no JSON array of token ids: {_first_words(error)}. "
+                "Write it like [1, 2, 3]."
+            ) from error
+        if not isinstance(tokens, list) or not tokens:
+            raise WeightguardError(f"{place}: one token id at least is needed. Leave it out.")
+        for position, token in enumerate(tokens, 1):
+            if type(token) is not int or not 0 <= token < self._vocabulary:
                 raise WeightguardError(
-                    f"{place}: token ids must be 0 to {self._vocabulary - 1}, and one at least."
+                    f"{place}: entry {position} is {_first_words(json.dumps(token))}, where token "
+                    f"ids must be integers from 0 to {self._vocabulary - 1}."
                 )
-            return tokens[: self._limit]
+        return tokens
+
+    def _text(self, line: str, place: str) -> Tokens:
         if self._encode is None:
             raise WeightguardError(
                 f"{place}: the checkpoint has no tokenizer, so its prompts must be JSON arrays "
                 "of token ids, one a line."
             )
-        tokens = self._encode(line)[: self._limit]
+        tokens = self._encode(line)
         if not tokens:
             raise WeightguardError(f"{place}: the tokenizer makes no token of it. Leave it out.")
         return tokens
@@ -194,13 +220,8 @@ class _Source:
         return tokens[: min(length, self._limit) if cut else self._limit]
 
 
-def _token_ids(line: str) -> list[int] | None:
-    try:
-        tokens = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    valid = isinstance(tokens, list) and all(type(token) is int for token in tokens)
-    return tokens if valid else None
+def _first_words(what: object) -> str:
+    return str(what)[:40].rstrip(".")
 
 
 def _identity(file: str | os.PathLike[str] | None, given: Sequence[Tokens]) -> str:

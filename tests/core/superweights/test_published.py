@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.checkpoints import write_safetensors
 from tests.language_models import (
@@ -46,7 +48,16 @@ def lineages(
     names: tuple[str, ...] = (),
     seed: int = 0,
 ) -> tuple[Lineage, ...]:
-    tensors = stored(llama(*plants, heavy=heavy, seed=seed))
+    return found_in(tmp_path, llama(*plants, heavy=heavy, seed=seed), config, names)
+
+
+def found_in(
+    tmp_path: Path,
+    arrays: dict[str, NDArray[np.float32]],
+    config: dict[str, object] | None = None,
+    names: tuple[str, ...] = (),
+) -> tuple[Lineage, ...]:
+    tensors = stored(arrays)
     with open_checkpoint(write_safetensors(tmp_path / "m.safetensors", tensors)) as checkpoint:
         survey = Survey(checkpoint.tensors, REGISTRY)
         scan_tensors(checkpoint.tensors, survey.observers, digest=None)
@@ -67,8 +78,9 @@ def test_weights_in_place_are_alive(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "state"),
     [
-        (0.0, "zero"), (-6.0, "flipped"), (float("nan"), "not-finite"),
-        (float("inf"), "not-finite"), (1.0, "scaled"), (24.0, "scaled"), (5.5, "alive"),
+        (0.0, "lost"), (-1e-30, "lost"), (0.5, "lost"), (-0.5, "lost"), (-6.0, "flipped"),
+        (float("nan"), "not-finite"), (float("inf"), "not-finite"), (3.0, "shrunk"),
+        (5.5, "alive"), (24.0, "alive"), (100.0, "grown"),
     ],
 )  # fmt: skip
 def test_what_happened_to_a_weight_of_known_value(tmp_path: Path, value: float, state: str) -> None:
@@ -78,14 +90,35 @@ def test_what_happened_to_a_weight_of_known_value(tmp_path: Path, value: float, 
 
 def test_a_clipped_weight_of_unknown_value(tmp_path: Path) -> None:
     plants = SUPER_WEIGHT, replace(COMPANION, value=0.1)
-    assert states(lineages(tmp_path, *plants)) == ["alive", "scaled"]
+    assert states(lineages(tmp_path, *plants)) == ["alive", "shrunk"]
+
+
+def test_a_weight_of_unknown_value_that_is_all_but_zero(tmp_path: Path) -> None:
+    plants = SUPER_WEIGHT, replace(COMPANION, value=1e-30)
+    assert states(lineages(tmp_path, *plants)) == ["alive", "lost"]
+
+
+def test_a_weight_of_another_value_is_not_shown_as_the_published_one(tmp_path: Path) -> None:
+    (found,) = lineages(tmp_path, replace(SUPER_WEIGHT, value=24.0), COMPANION)
+    assert [w.is_published for w in found.weights] == [False, True]
 
 
 def test_the_heavy_row_is_evidence_when_every_weight_is_gone(tmp_path: Path) -> None:
     plants = replace(SUPER_WEIGHT, value=0), replace(COMPANION, value=0)
     found = lineages(tmp_path, *plants)
-    assert states(found) == ["zero", "zero"]
-    assert "outlier channel" in found[0].evidence
+    assert states(found) == ["lost", "lost"]
+    assert "outlier of 4 of 4" in found[0].evidence
+
+
+@pytest.mark.parametrize("heavy", [("mlp.down_proj",), ("self_attn.o_proj",)])
+def test_a_row_that_is_heavy_in_one_kind_of_tensor_is_no_evidence(
+    tmp_path: Path, heavy: tuple[str, ...]
+) -> None:
+    arrays = llama(heavy=False)
+    for name, values in arrays.items():
+        if any(f".{kind}.weight" in name for kind in heavy):
+            values[HEAVY_ROW] *= 8
+    assert found_in(tmp_path, arrays) == ()
 
 
 def test_a_name_is_evidence(tmp_path: Path) -> None:

@@ -109,7 +109,13 @@ def test_a_config_of_a_larger_model(model: Path, refusal: Callable[..., str]) ->
 
 def test_a_config_of_other_shapes(model: Path, refusal: Callable[..., str]) -> None:
     edit_config(model, intermediate_size=48)
-    assert "config.json" in refusal()
+    assert "other shapes than its config.json says" in refusal()
+
+
+def test_a_model_without_a_language_model_head(model: Path, refusal: Callable[..., str]) -> None:
+    tiny_models.bert_encoder().save_pretrained(model)
+    attest(model)
+    assert "has no language model head" in refusal()
 
 
 def test_a_file_of_weights_alone(model: Path, refusal: Callable[..., str]) -> None:
@@ -150,7 +156,9 @@ def test_a_manifest_of_another_model(model: Path, refusal: Callable[..., str]) -
     with torch.no_grad():
         other.model.layers[0].mlp.up_proj.weight[0, 0] += 1
     tiny_models.saved(other, model)
-    assert "another model" in refusal()
+    line = refusal()
+    assert "another model" in line
+    assert "WG401 in 'model.layers.0.mlp.up_proj.weight'" in line
 
 
 def test_what_is_loaded_must_be_what_was_verified(model: Path, refusal: Callable[..., str]) -> None:
@@ -175,16 +183,20 @@ def test_what_is_loaded_must_be_what_was_verified(model: Path, refusal: Callable
         (b"", "holds 0 prompts"),
         (b"\n\n", "holds 0 prompts"),
         (b"[1, 2]\n" * 257, "holds 257 prompts"),
-        (b"[1, 2, 256]\n", "token ids must be 0 to 255"),
-        (b"[-1]\n", "token ids must be"),
-        (b"[]\n", "token ids must be"),
+        (b"[1, 2, 256]\n", "entry 3 is 256, where token ids must be integers from 0 to 255"),
+        (b"[-1]\n", "entry 1 is -1"),
+        (b"[1, true]\n", "entry 2 is true"),
+        (b"[1, 9" + b"0" * 5000 + b"]\n", "is no JSON array of token ids"),
+        (b"[1, 2\n", "is no JSON array of token ids"),
+        (b"[]\n", "one token id at least"),
+        (b"[1]\n[" + b"1, " * 2000 + b"1]\n", "prompt 2 has 2001 tokens"),
         (b"[5]\n", "no loss to measure"),
         (b"words\n", "has no tokenizer"),
-        (b"[1.5]\n", "has no tokenizer"),
-        (b"[" * 100_000 + b"\n", "has no tokenizer"),
+        (b"[1.5]\n", "entry 1 is 1.5"),
+        (b"[" * 100_000 + b"\n", "is no JSON array"),
         (bytes((1 << 20) + 1), "cannot read the prompts"),
     ],
-    ids=range(13),
+    ids=range(17),
 )
 def test_prompts_that_cannot_be_used(
     data: bytes, expected: str, refusal: Callable[..., str], tmp_path: Path
@@ -201,7 +213,9 @@ def test_prompts_that_are_no_file(refusal: Callable[..., str], tmp_path: Path) -
 
 
 def test_no_manifest(model: Path, refusal: Callable[..., str]) -> None:
-    assert "cannot read the manifest" in refusal(manifest=model / "missing.json")
+    line = refusal(manifest=model / "missing.json")
+    assert "cannot read the manifest" in line
+    assert "`weightguard manifest`" in line
 
 
 def test_a_missing_extra_is_named(model: Path, tmp_path: Path) -> None:

@@ -11,7 +11,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 VOCABULARY = 256
 ROW, COLUMNS = 5, (7, 19)
@@ -40,6 +47,16 @@ def llama(*, dtype: torch.dtype = torch.bfloat16, twice: bool = False) -> LlamaF
         model.lm_head.weight *= HEAD
         model.lm_head.weight[:, ROW] = 0
     return model.to(dtype)
+
+
+def bert_encoder() -> BertModel:
+    """Return an encoder of 2 layers: it has no head that predicts tokens."""
+    torch.manual_seed(4)
+    config = BertConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=128,
+    )  # fmt: skip
+    return BertModel(config)
 
 
 def gpt2() -> GPT2LMHeadModel:
