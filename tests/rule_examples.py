@@ -7,6 +7,7 @@ A new rule needs an entry in ``EXAMPLES`` and a page; ``TEMPLATE`` is what a pag
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import io
@@ -21,6 +22,13 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from numpy.typing import NDArray
 
 from tests import torch_archives as torch_zip
@@ -35,14 +43,11 @@ from tests.gguf_files import Info, gguf_bytes
 from tests.language_models import SUPER_WEIGHT, llama, stored
 from tests.real_models import smollm2_bf16
 from weightguard import open_checkpoint, trust
-from weightguard.catalogue import RULES
+from weightguard.catalogue import RULES, Rule
 from weightguard_cli.main import main
 
 PAGES = Path(__file__).parent.parent / "docs" / "rules"
-TEMPLATE = """# {code} {name}
-
-**{severity}**: {summary}
-
+TEMPLATE = """
 ## What it means
 
 ## Why it matters
@@ -82,6 +87,11 @@ def run(command: Command) -> str:
     with contextlib.redirect_stdout(output):
         main(list(command))
     return output.getvalue()
+
+
+def heading(rule: Rule) -> str:
+    """Return what a page begins with: the words of the catalogue."""
+    return f"# {rule.code} {rule.name}\n\n**{rule.severity.label}**: {rule.summary}\n"
 
 
 def with_example(text: str, shown: str) -> str:
@@ -309,6 +319,44 @@ def _old_gguf() -> Command:
     return _audit(gguf, "model.gguf")
 
 
+def _signed(damage: Callable[[Path], object], *, key: int = 1) -> Command:
+    """Sign a folder with a fixed key, damage it, and return the command that verifies it."""
+    Path("model").mkdir()
+    write_safetensors(Path("model/model.safetensors"), ONE)
+    Path("model/config.json").write_text("{}")
+    for name, secret in (("mine", 1), ("other", 2)):
+        made = ec.derive_private_key(secret, ec.SECP256R1())
+        private = made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        with open(os.open(f"{name}.pem", os.O_CREAT | os.O_WRONLY, 0o600), "wb") as file:  # noqa: PTH123
+            file.write(private)
+        public = made.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        Path(f"{name}.pub").write_bytes(public)
+    run(("sign", "model", "--key", f"{'mine' if key == 1 else 'other'}.pem"))
+    damage(Path("model"))
+    return ("verify", "model", "model/model.weightguard.json", "--public-key", "mine.pub")
+
+
+def _forged(folder: Path) -> None:
+    """Change the list that the signature is over, and leave the signature as it is."""
+    path = folder / "model.sig"
+    bundle = json.loads(path.read_text())
+    payload = bytearray(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+    at = payload.index(b'"digest"') + 20
+    digit = next(n for n in range(at, len(payload)) if payload[n : n + 1] in b"12345678")
+    payload[digit] ^= 1
+    bundle["dsseEnvelope"]["payload"] = base64.b64encode(bytes(payload)).decode()
+    path.write_text(json.dumps(bundle))
+
+
+def _outside() -> Command:
+    command = _signed(lambda _: None)
+    for path in Path("model").glob("model*.weightguard.json"):
+        shutil.copy(path, "copy.weightguard.json")
+    for path in Path("model").glob("*.sidecar"):
+        shutil.copy(path, path.name)
+    return ("verify", "model", "copy.weightguard.json", *command[3:])
+
+
 EXAMPLES: dict[str, Callable[[], Command]] = {
     "WG101": lambda: _audit(b"<!DOCTYPE html><title>404 Not Found</title>"),
     "WG102": lambda: _audit(safetensors_bytes(ONE)[:-1000]),
@@ -356,6 +404,14 @@ EXAMPLES: dict[str, Callable[[], Command]] = {
     "WG406": lambda: _verified(lambda t: {"w": t["w"], "renamed": t["v"]}),
     "WG407": _file_changed,
     "WG408": _alias_changed,
+    "WG501": lambda: _signed(lambda folder: (folder / "model.sig").unlink()),
+    "WG502": lambda: _signed(lambda folder: (folder / "model.sig").write_text("{}")),
+    "WG503": lambda: _signed(_forged),
+    "WG504": lambda: _signed(lambda _: None, key=2),
+    "WG505": _outside,
+    "WG506": lambda: _signed(lambda folder: (folder / "config.json").write_text("[]")),
+    "WG507": lambda: _signed(lambda folder: (folder / "config.json").unlink()),
+    "WG508": lambda: _signed(lambda folder: (folder / "modeling.py").write_text("")),
     "WG511": lambda: _gated('manifest.path = "{name}.weightguard.json"'),
     "WG512": _uncalibrated,
     "WG513": lambda: _gated('allow.formats = ["gguf"]'),
@@ -376,14 +432,9 @@ def regenerate() -> None:
     PAGES.mkdir(exist_ok=True)
     for code, rule in RULES.items():
         path = PAGES / f"{code}.md"
-        text = (
-            path.read_text("utf-8")
-            if path.exists()
-            else TEMPLATE.format(
-                code=code, name=rule.name, severity=rule.severity.label, summary=rule.summary
-            )
-        )
-        path.write_text(with_example(text, example(code)), "utf-8")
+        text = path.read_text("utf-8") if path.exists() else TEMPLATE
+        told = heading(rule) + text[text.index("\n## ") :]
+        path.write_text(with_example(told, example(code)), "utf-8")
 
 
 if __name__ == "__main__":

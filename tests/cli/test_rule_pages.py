@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rule_examples import EXAMPLES, PAGES, REAL, SECTIONS, example, with_example
+from tests.rule_examples import EXAMPLES, PAGES, REAL, SECTIONS, example, heading, with_example
 from weightguard.catalogue import RULES
 from weightguard.pages import page
 
@@ -26,7 +26,7 @@ def test_every_rule_has_a_page_and_an_example_and_nothing_else_has() -> None:
 @pytest.mark.parametrize("code", RULES)
 def test_a_page_says_what_its_rule_says_and_fills_every_section(code: str) -> None:
     rule, text = RULES[code], page(code)
-    assert text.startswith(f"# {code} {rule.name}\n\n**{rule.severity.label}**: {rule.summary}\n")
+    assert text.startswith(heading(rule))
     parts = re.split(r"^## (.+)\n", text, flags=re.MULTILINE)
     assert tuple(parts[1::2]) == SECTIONS
     assert all(len(body.strip()) > 20 for body in parts[2::2]), "a section is empty"

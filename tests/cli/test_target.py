@@ -9,6 +9,7 @@ import pytest
 from tests.checkpoints import random_tensor, write_safetensors, write_sharded
 from weightguard import ManifestError, fingerprint
 from weightguard.errors import WeightguardError
+from weightguard_cli.formats import FORMATS
 from weightguard_cli.main import main
 from weightguard_cli.target import check_target
 
@@ -130,3 +131,15 @@ def test_a_target_without_a_folder_is_refused_before_the_work(tmp_path: Path) ->
         check_target(tmp_path)
     check_target(None)
     check_target(Path("-"))
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_an_earlier_report_beside_the_checkpoint_is_replaced(
+    output_format: str, folder: Path
+) -> None:
+    target = folder / "report"
+    for _ in range(2):
+        arguments = ["audit", str(folder), "--format", output_format, "-o", str(target)]
+        assert main(arguments) == 0
+    target.write_bytes(b"x" + target.read_bytes())
+    assert main(arguments) == 2

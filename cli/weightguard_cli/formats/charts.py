@@ -19,7 +19,7 @@ MAX_BARS = 300
 """Bars of the range plot; where a model has more tensors, a bar stands for several."""
 MAX_TICKS = 6
 MAX_CHANNELS = 24
-LEFT, RIGHT, TOP, BOTTOM = 8.0, 99.5, 4.0, 96.0
+LEFT, RIGHT, TOP, BOTTOM = 13.0, 99.5, 4.0, 96.0
 
 
 @dataclass(frozen=True, slots=True)

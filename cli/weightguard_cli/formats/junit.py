@@ -35,8 +35,8 @@ _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 def render(report: Report, presentation: Presentation) -> str:
     """Return one test suite, named after the command and the checkpoint."""
     suite = TestSuite(f"weightguard {presentation.task} {escape_name(report.checkpoint)}")
-    for case in _cases(report, presentation):
-        suite.add_testcase(case)
+    # one by one they are counted again each time, which takes quadratic time
+    suite.add_testcases([*_cases(report, presentation)])
     document = JUnitXml(f"weightguard {presentation.task}")
     document.add_testsuite(suite)
     document.update_statistics()  # type: ignore[no-untyped-call]

@@ -93,7 +93,7 @@ def _cell(tensor: TensorRange, severity: Severity | None, anchor: str | None) ->
 
 
 def strips(report: Report, worst: Worst) -> Iterator[Strip]:
-    """Yield the blocks of damaged tensors, gravest first, where findings say which they are."""
+    """Yield the blocks of damaged tensors, gravest first, where several are and findings tell."""
     damaged: dict[str, set[int]] = defaultdict(set)
     told: dict[str, int] = {}
     tensors = {tensor.name: tensor for tensor in report.ranges}
@@ -105,7 +105,8 @@ def strips(report: Report, worst: Worst) -> Iterator[Strip]:
             told[tensor.name] = max(
                 told.get(tensor.name, 0), count if isinstance(count, int) else 0
             )
-    names = sorted((n for n in damaged if damaged[n]), key=lambda n: -worst[n])
+    several = (n for n in damaged if damaged[n] and tensors[n].nbytes > BLOCK_BYTES)
+    names = sorted(several, key=lambda n: -worst[n])
     for name in names[:MAX_STRIPS]:
         yield _strip(tensors[name], sorted(damaged[name]), worst[name].label, told[name])
 
