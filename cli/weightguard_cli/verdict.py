@@ -84,16 +84,6 @@ def _bad(report: Report) -> Verdict:
     return Verdict("DIFFERENT" if equality_only else "DAMAGED", _count(report), "bad")
 
 
-def coverage_words(read: Coverage) -> str:
-    """Return how much was read, and what is not known of the size of what was not."""
-    unread = read.tensors_unread
-    unknown = f"; {counted(unread, 'tensor')} more of unknown size" if unread else ""
-    return (
-        f"{read.tensors_checked:,} of {counted(read.tensors_total, 'tensor')}, "
-        f"{byte_size(read.bytes_checked)} of {byte_size(read.bytes_total)}{unknown}"
-    )
-
-
 def _good(report: Report, scope: Scope) -> Verdict:
     tail = f", {_count(report)}" if report.findings else ""
     if scope.against_manifest:
