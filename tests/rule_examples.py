@@ -237,6 +237,19 @@ def _changed_super_weight() -> Command:
     return _verified(damage, stored(arrays))
 
 
+def _changed_channel() -> Command:
+    arrays = llama()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    arrays[name][5] *= 20
+    sound = stored(arrays)
+
+    def damage(_: Tensors) -> Tensors:
+        arrays[name][5] /= 2
+        return stored(arrays)
+
+    return _verified(damage, sound)
+
+
 def _verified(
     damage: Callable[[Tensors], Tensors], tensors: Tensors | None = None, *options: str
 ) -> Command:
@@ -395,7 +408,7 @@ EXAMPLES: dict[str, Callable[[], Command]] = {
     "WG303": lambda: _super_weight(0x3F00),
     "WG304": _scale_swallowed,
     "WG305": _changed_super_weight,
-    "WG306": _changed_super_weight,
+    "WG306": _changed_channel,
     "WG401": lambda: _verified(_flipped),
     "WG402": lambda: _verified(lambda t: {"w": t["w"]}),
     "WG403": lambda: _verified(lambda t: {**t, "u": random_tensor("F32", (9,), 9)}),
