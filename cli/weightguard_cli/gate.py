@@ -147,7 +147,11 @@ def _judge(
             threads=threads,
             progress=progress,
         ),
-        Scope(whole, tuple(_unchecked(path, rules, source, compared))),
+        Scope(
+            whole,
+            tuple(_unchecked(path, rules, source, compared)),
+            signed=rules.signature is not None and rules.signature.required,
+        ),
         going,
     )
 
