@@ -69,7 +69,7 @@ def gate(
         else:
             passing = _Passing(checkpoint, policy, recorded, demanded, base, trust_cache)
             stack.callback(passing.close)
-            signed = check_signature(path, policy, folder, demanded, recorded)
+            signed = check_signature(path, policy, folder, demanded, recorded, threads)
             report = passing.run(path, signed, threads, progress)
     return msgspec.structs.replace(report, policy=str(source))
 

@@ -72,7 +72,12 @@ def check_lineage(lineages: Iterable[Lineage], policy: Policy) -> Iterator[Findi
 
 
 def check_signature(
-    checkpoint: Path, policy: Policy, folder: Path, manifest: Path | None, recorded: Manifest | None
+    checkpoint: Path,
+    policy: Policy,
+    folder: Path,
+    manifest: Path | None,
+    recorded: Manifest | None,
+    threads: int | None,
 ) -> Iterator[Finding]:
     """Yield what is wrong with the signature that the policy asks for.
 
@@ -91,6 +96,7 @@ def check_signature(
         _signer(rule, folder),
         signature=None if rule.path is None else place_of(rule.path, checkpoint, folder),
         must_cover=covered,
+        threads=threads,
     ):
         if rule.required or found.rule != "WG501":
             yield found

@@ -95,6 +95,9 @@ def test_one_pass_makes_several_reports(model: Path, capsys: pytest.CaptureFixtu
     assert main(["gate", "model", *asked]) == 1
     assert capsys.readouterr().out.startswith("REFUSED: 1 error finding\n")
     assert all("WG515" in Path(f"out.{name}").read_text() for name in names)
+    assert all(
+        "weightguard.toml" in Path(f"out.{name}").read_text() for name in ("markdown", "html")
+    )
     assert json.loads(Path("out.json").read_text())["policy"].endswith("weightguard.toml")
     # earlier reports may be replaced, weights may not
     assert main(["gate", "model", *asked]) == 1
