@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -43,6 +43,7 @@ def only(found: Diff) -> TensorChange:
     return change
 
 
+@settings(deadline=None, max_examples=40)
 @given(
     data=st.data(),
     kind=st.sampled_from(["BF16", "F16", "F32"]),
