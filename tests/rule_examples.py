@@ -19,6 +19,7 @@ import struct
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -41,7 +42,7 @@ from tests.checkpoints import (
 from tests.gguf_files import Info, gguf_bytes
 from tests.language_models import SUPER_WEIGHT, llama, stored
 from tests.real_models import smollm2_bf16
-from weightguard import open_checkpoint
+from weightguard import open_checkpoint, trust
 from weightguard.catalogue import RULES, Rule
 from weightguard_cli.main import main
 
@@ -71,7 +72,9 @@ TWO = {"v": random_tensor("F32", (32, 64), 2)}
 
 def example(code: str) -> str:
     """Return command and output of the example of rule ``code``, made in an empty folder."""
-    with tempfile.TemporaryDirectory() as work, contextlib.chdir(work):
+    # an example may set variables
+    environment = mock.patch.dict(os.environ)
+    with environment, tempfile.TemporaryDirectory() as work, contextlib.chdir(work):
         command = EXAMPLES[code]()
         printed = run(command)
     assert code in printed, f"the example of {code} does not show it:\n{printed}"
@@ -284,6 +287,46 @@ def _alias_changed() -> Command:
     return ("verify", "model.pt", "model.weightguard.json")
 
 
+def _gated(policy: str) -> Command:
+    folder = Path("model")
+    folder.mkdir()
+    write_safetensors(folder / "model.safetensors", {**ONE, **TWO})
+    Path("weightguard.toml").write_text(policy)
+    return ("gate", "model", "--policy", "weightguard.toml")
+
+
+def _uncalibrated() -> Command:
+    command = _gated('manifest.path = "m.json"\ncalibration.required = true')
+    run(("manifest", "model", "-o", "m.json"))
+    return command
+
+
+def _trusted() -> Command:
+    command = (*_gated(""), "--trust-cache")
+    os.environ["XDG_CACHE_HOME"] = str(Path("cache").resolve())
+    with mock.patch.object(trust, "SETTLED_NS", 0):
+        run(command)
+    return command
+
+
+def _drifted(change: Callable[[Tensors], Tensors], policy: str = "") -> Command:
+    command = _gated(f'drift.base = "base.safetensors"\ndrift.max-change = 0.1\n{policy}')
+    tensors = {**ONE, **TWO}
+    write_safetensors(Path("base.safetensors"), tensors)
+    write_safetensors(Path("model/model.safetensors"), change(tensors))
+    return command
+
+
+def _moved(
+    tensor: tuple[str, tuple[int, ...], bytes], factor: float
+) -> tuple[str, tuple[int, ...], bytes]:
+    dtype, shape, data = tensor
+    values = np.frombuffer(data, "<f4")
+    noise = np.random.default_rng(3).choice(np.float32([-1, 1]), len(values))
+    moved = values + noise * np.float32(factor * np.sqrt(np.mean(values**2)))
+    return dtype, shape, moved.astype("<f4").tobytes()
+
+
 def _old_gguf() -> Command:
     gguf = gguf_bytes(version=1)
     return _audit(gguf, "model.gguf")
@@ -382,6 +425,18 @@ EXAMPLES: dict[str, Callable[[], Command]] = {
     "WG506": lambda: _signed(lambda folder: (folder / "config.json").write_text("[]")),
     "WG507": lambda: _signed(lambda folder: (folder / "config.json").unlink()),
     "WG508": lambda: _signed(lambda folder: (folder / "modeling.py").write_text("")),
+    "WG511": lambda: _gated('manifest.path = "{name}.weightguard.json"'),
+    "WG512": _uncalibrated,
+    "WG513": lambda: _gated('allow.formats = ["gguf"]'),
+    "WG514": lambda: _gated('allow.dtypes = ["BF16"]'),
+    "WG515": lambda: _gated('limits.total-size = "10 kB"'),
+    "WG516": lambda: _gated('super-weights.lineage = "HuggingFaceTB/SmolLM2-1.7B"'),
+    "WG519": _trusted,
+    "WG601": lambda: _drifted(lambda t: {**t, "v": _moved(t["v"], 0.2)}),
+    "WG602": lambda: _drifted(lambda t: {**t, "v": random_tensor("F32", (32, 64), 9)}),
+    "WG603": lambda: _drifted(lambda t: {**t, "v": _moved(t["v"], 0.01)}, "drift.changed = []"),
+    "WG604": lambda: _drifted(lambda t: {**t, "u": random_tensor("F32", (9,), 9)}),
+    "WG605": lambda: _drifted(lambda t: {"w": t["w"]}),
 }
 
 

@@ -6,34 +6,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
-import numpy as np
-from numpy.typing import NDArray
-
 from weightguard.catalogue import Severity
 from weightguard.checkpoint import Checkpoint, open_checkpoint
 from weightguard.checkpoint.names import require_unicode_file_names
 from weightguard.checksums import file_digests as digest_files
 from weightguard.checksums import verify_checksums
 from weightguard.errors import CheckpointError
-from weightguard.manifest import (
-    BLOCK_DIGEST,
-    RESIDUES,
-    SCHEMA,
-    FileRecord,
-    Manifest,
-    ManifestDocument,
-    TensorRecord,
-    companion_record,
-    tensor_record,
-    weights_digest,
-)
+from weightguard.manifest import FileRecord, Manifest
 from weightguard.parity import ParityWriter
 from weightguard.progress import Meter, Progress
+from weightguard.recording import Recording
 from weightguard.scan.digest import DigestAlgorithm
-from weightguard.scan.fingerprint import TensorFingerprint, TensorObserver, UIntArray
+from weightguard.scan.fingerprint import TensorObserver
 from weightguard.scan.stream import scan_tensors
-from weightguard.sidecar import SidecarWriter, array_specs
 from weightguard.survey import Survey
 from weightguard.tensor import TensorView
 
@@ -63,7 +48,7 @@ def fingerprint(
         meter = Meter(checkpoint.nbytes + whole_files + stored, progress)
         for mismatch in verify_checksums(checkpoint, file_digests, threads, meter):
             raise CheckpointError(mismatch)
-        files = digest_files(checkpoint, threads, meter) if file_digests else {}
+        files = digest_files(checkpoint.files, threads, meter) if file_digests else {}
         return _attest(checkpoint, files, digest, _Work(threads, meter, parity))
 
 
@@ -88,20 +73,13 @@ def _attest(
     digest: DigestAlgorithm,
     work: _Work,
 ) -> Manifest:
-    by_name = sorted(checkpoint.tensors, key=lambda tensor: tensor.name)
-    numbers = {tensor.name: number for number, tensor in enumerate(by_name)}
-    writer = SidecarWriter(
-        spec for number, tensor in enumerate(by_name) for spec in array_specs(number, tensor)
-    )
-    records: dict[str, TensorRecord] = {}
-
+    recording = Recording(checkpoint.tensors, digest)
     survey = Survey(checkpoint.tensors)
 
     def observe(tensor: TensorView) -> Sequence[TensorObserver]:
-        recorder = _Recorder(writer, numbers[tensor.name], records)
-        return [recorder, *survey.observers(tensor)]
+        return [recording.observer(tensor), *survey.observers(tensor)]
 
-    parity = ParityWriter(checkpoint, numbers) if work.parity else None
+    parity = ParityWriter(checkpoint, recording.numbers) if work.parity else None
     scan_tensors(
         checkpoint.tensors,
         observe,
@@ -110,39 +88,6 @@ def _attest(
         meter=work.meter,
         take_block=None if parity is None else parity.add,
     )
-    sidecar = writer.finish()
-    parity_file = None if parity is None else parity.finish()
-    document = ManifestDocument(
-        SCHEMA,
-        digest,
-        BLOCK_DIGEST,
-        RESIDUES,
-        weights_digest(records),
-        records,
-        files,
-        # of the tensors alone: what the checkpoint calls itself is no part of a manifest
-        survey.conclude(threads=work.threads).salience,
-        None,
-        companion_record(sidecar),
-        msgspec.UNSET if parity_file is None else companion_record(parity_file),
-    )
-    return Manifest(document, sidecar, parity_file)
-
-
-class _Recorder:
-    """Writes one tensor's rows into the sidecar and its fingerprint into the records."""
-
-    def __init__(self, writer: SidecarWriter, number: int, records: dict[str, TensorRecord]):
-        self._writer, self._number, self._records = writer, number, records
-
-    def residues(self, first_row: int, residues: NDArray[np.uint64]) -> None:
-        self._writer.write(f"{self._number}/residues", first_row, residues)
-
-    def magnitudes(self, first_row: int, magnitudes: UIntArray) -> None:
-        self._writer.write(f"{self._number}/row_absmax", first_row, magnitudes)
-
-    def finished(self, fingerprint: TensorFingerprint) -> None:
-        self._writer.write(f"{self._number}/blocks", 0, fingerprint.blocks)
-        if fingerprint.columns is not None:
-            self._writer.write(f"{self._number}/column_absmax", 0, fingerprint.columns)
-        self._records[fingerprint.tensor.name] = tensor_record(fingerprint)
+    # of the tensors alone: what the checkpoint calls itself is no part of a manifest
+    salience = survey.conclude(threads=work.threads).salience
+    return recording.finish(files, salience, None if parity is None else parity.finish())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from weightguard.checkpoint import Checkpoint
@@ -38,9 +38,9 @@ def verify_checksums(
 
 
 def file_digests(
-    checkpoint: Checkpoint, threads: int | None, meter: Meter
+    files: Sequence[CheckpointFile], threads: int | None, meter: Meter
 ) -> dict[str, FileRecord]:
-    """Return size and SHA-256 of every file of the checkpoint, by its relative name."""
+    """Return size and SHA-256 of each file of a checkpoint, by its relative name."""
 
     def record(file: CheckpointFile) -> FileRecord:
         hasher = hashlib.sha256()
@@ -48,8 +48,8 @@ def file_digests(
         return FileRecord(file.size, hasher.hexdigest())
 
     with ThreadPoolExecutor(threads or default_threads()) as pool:
-        names = [file.name for file in checkpoint.files]
-        return dict(zip(names, pool.map(record, checkpoint.files), strict=True))
+        names = [file.name for file in files]
+        return dict(zip(names, pool.map(record, files), strict=True))
 
 
 def _verify(stored: StoredChecksum, meter: Meter) -> Finding | None:

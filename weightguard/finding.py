@@ -116,7 +116,7 @@ class Report(msgspec.Struct, frozen=True):
     False when the checkpoint could not be read to its end; the findings then say why, and the
     absence of others means nothing. ``not_read`` are files beside the checkpoint that are no part
     of it; nothing is known about them. ``ranges`` are the tensors that were read, in the
-    checkpoint's order.
+    checkpoint's order. ``policy`` is the file of the policy that was applied.
     """
 
     checkpoint: str
@@ -127,6 +127,7 @@ class Report(msgspec.Struct, frozen=True):
     salience: Salience | None = None
     not_read: FilesBeside = FilesBeside()
     ranges: tuple[TensorRange, ...] = ()
+    policy: str | None = None
     schema: str = "weightguard-report-v1"
 
     def at_least(self, severity: Severity) -> tuple[Finding, ...]:

@@ -26,11 +26,15 @@ from weightguard_cli.verdict import Scope
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How a report goes out: its format, its file (None is standard output), and what fails."""
+    """How a report goes out: its format, its file (None is standard output), and what fails.
+
+    ``copies`` are further formats and files of the same report.
+    """
 
     output_format: str
     output: Path | None
     fail_on: str
+    copies: tuple[tuple[str, Path], ...] = ()
 
 
 def conclude(
@@ -42,19 +46,22 @@ def conclude(
     with ProgressBar(task) as progress:
         report = examine(progress)
     seconds = time.perf_counter() - started
-    presentation = _presentation(task, report, scope, delivery)
-    deliver(render(delivery.output_format, report, presentation), delivery.output)
+    for name, target in ((delivery.output_format, delivery.output), *delivery.copies):
+        presentation = _presentation(task, report, scope, delivery.fail_on, target)
+        deliver(render(name, report, presentation), target)
     if stderr_is_terminal():
         _tell_terminal(report, scope, delivery, seconds)
     return presentation.status(report)
 
 
-def _presentation(task: str, report: Report, scope: Scope, delivery: Delivery) -> Presentation:
-    to_stdout = delivery.output in (None, STANDARD_OUTPUT)
+def _presentation(
+    task: str, report: Report, scope: Scope, fail_on: str, target: Path | None
+) -> Presentation:
+    to_stdout = target in (None, STANDARD_OUTPUT)
     return Presentation(
         task,
         scope,
-        Severity[delivery.fail_on.upper()],
+        Severity[fail_on.upper()],
         folder_below(report.checkpoint, Path.cwd()),
         Style.of(sys.stdout) if to_stdout else Style(),
     )

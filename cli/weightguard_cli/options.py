@@ -66,8 +66,19 @@ def format_option(command: Command) -> Command:
     )(command)
 
 
+def output_option(command: Command) -> Command:
+    """Add ``-o``."""
+    return click.option(
+        "-o",
+        "--output",
+        type=NamedPath(),
+        metavar="FILE",
+        help="Write the report to FILE, all of it or nothing.",
+    )(command)
+
+
 def report_format_option(command: Command) -> Command:
-    """Add ``--format`` with all formats of a report, passed on as ``output_format``."""
+    """Add the ``--format`` of commands that end with a report."""
     return click.option(
         "--format",
         "output_format",
@@ -81,14 +92,7 @@ def report_format_option(command: Command) -> Command:
 
 def report_options(command: Command) -> Command:
     """Add what every command that ends with a report takes."""
-    command = click.option(
-        "-o",
-        "--output",
-        type=NamedPath(),
-        metavar="FILE",
-        help="Write the report to FILE, all of it or nothing.",
-    )(command)
-    command = report_format_option(command)
+    command = report_format_option(output_option(command))
     return click.option(
         "--fail-on",
         type=click.Choice(SEVERITIES),

@@ -18,7 +18,7 @@ from weightguard_cli.output import STANDARD_OUTPUT
 _REPORT_HEAD = 4096
 _MAX_INDEX_BYTES = 256 << 20
 _REPORT = re.compile(
-    rb"(SOUND|EQUAL|EMPTY|SUSPECT|DIFFERENT|DAMAGED|UNSUPPORTED|UNTRUSTED|UNREADABLE): "
+    rb"(SOUND|EQUAL|EMPTY|SUSPECT|DIFFERENT|DAMAGED|UNSUPPORTED|UNREADABLE|UNTRUSTED|REFUSED): "
     rb"|(<!DOCTYPE html>\n)?<!-- weightguard report -->\n"
     rb"|<\?xml [^>]{1,80}>\s*<testsuites name=\"weightguard "
     rb'|\{\s*"\$schema": "[^"]{1,200}/sarif-schema-2\.1\.0\.json",\s*"runs": \[\s*\{\s*'

@@ -39,6 +39,9 @@ class Scope:
 _EQUALITY = ("WG305", "WG306", "WG4")
 """Rules that compare with a manifest."""
 
+_DEMANDS = ("WG51", "WG6")
+"""Rules of what a policy demands beyond sound weights."""
+
 _NOT_READ = frozenset({"WG108", "WG116", "WG119"})
 """Rules that leave a tensor out though nothing shows that it is damaged."""
 
@@ -59,16 +62,6 @@ def verdict(report: Report, scope: Scope) -> Verdict:
     return _good(report, scope)
 
 
-def _bad(report: Report) -> Verdict:
-    graver = [f for f in report.at_least(Severity.ERROR) if f.rule not in _NOT_READ]
-    if not graver:
-        return Verdict("UNSUPPORTED", _unread(report) or _count(report), "bad")
-    if any(f.rule.startswith("WG5") for f in graver):
-        return Verdict("UNTRUSTED", _count(report), "bad")
-    equality_only = all(f.rule.startswith(_EQUALITY) for f in graver)
-    return Verdict("DIFFERENT" if equality_only else "DAMAGED", _count(report), "bad")
-
-
 def coverage_words(read: Coverage) -> str:
     """Return how much was read, and what is not known of the size of what was not."""
     unread = read.tensors_unread
@@ -77,6 +70,18 @@ def coverage_words(read: Coverage) -> str:
         f"{read.tensors_checked:,} of {counted(read.tensors_total, 'tensor')}, "
         f"{byte_size(read.bytes_checked)} of {byte_size(read.bytes_total)}{unknown}"
     )
+
+
+def _bad(report: Report) -> Verdict:
+    graver = [f for f in report.at_least(Severity.ERROR) if f.rule not in _NOT_READ]
+    if not graver:
+        return Verdict("UNSUPPORTED", _unread(report) or _count(report), "bad")
+    if any(f.rule.startswith("WG50") for f in graver):
+        return Verdict("UNTRUSTED", _count(report), "bad")
+    if all(f.rule.startswith(_DEMANDS) for f in graver):
+        return Verdict("REFUSED", _count(report), "bad")
+    equality_only = all(f.rule.startswith(_EQUALITY) for f in graver)
+    return Verdict("DIFFERENT" if equality_only else "DAMAGED", _count(report), "bad")
 
 
 def _good(report: Report, scope: Scope) -> Verdict:

@@ -82,6 +82,10 @@ class CheckpointFile:
         self.read_into(offset, memoryview(data))
         return bytes(data)
 
+    def status(self) -> os.stat_result:
+        """Return what the system says of the open file now."""
+        return os.fstat(self._fd)
+
     def close(self) -> None:
         """Close the descriptor; reading afterwards fails."""
         if self._fd >= 0:

@@ -28,7 +28,7 @@ def iterate_values(tensor: TensorView) -> Iterator[tuple[int, NDArray[np.float64
     for start in range(0, tensor.nbytes, step):
         data = np.frombuffer(tensor.read(start, min(start + step, tensor.nbytes)), np.uint8)
         first = start // dtype.block_bytes * dtype.block_scalars
-        yield first, _decode(tensor, data)
+        yield first, decode_exact(tensor, data)
 
 
 def element_index(tensor: TensorView, scalar: int) -> tuple[int, ...]:
@@ -153,10 +153,11 @@ def decode_bytes(tensor: TensorView, data: NDArray[np.uint8]) -> NDArray[np.floa
     with np.errstate(over="ignore", invalid="ignore"):
         if dtype.scalar in ("F16", "F32"):
             return data.view(f"<f{dtype.block_bytes}").astype(np.float32)
-        return _decode(tensor, data).astype(np.float32)
+        return decode_exact(tensor, data).astype(np.float32)
 
 
-def _decode(tensor: TensorView, data: NDArray[np.uint8]) -> NDArray[np.float64]:
+def decode_exact(tensor: TensorView, data: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the scalars of whole dtype blocks as binary64."""
     dtype = tensor.dtype
     if dtype.is_quantised:
         values = dequantise(dtype.name, data.reshape(-1, dtype.block_bytes))

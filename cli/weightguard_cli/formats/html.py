@@ -92,6 +92,7 @@ def _view(report: Report, presentation: Presentation) -> dict[str, Any]:
         "task": presentation.task,
         "version": __version__,
         "checkpoint": escape_name(report.checkpoint),
+        "policy": None if report.policy is None else escape_name(report.policy),
         "format": escape_name(report.format),
         "weights": presentation.scope.weights and escape_name(presentation.scope.weights),
         "coverage": coverage_words(report.coverage),

@@ -38,11 +38,12 @@ def render(report: Report, presentation: Presentation) -> str:
     """Return the summary, of at most ``MAX_BYTES`` and a few lines."""
     found = verdict(report, presentation.scope)
     known = "" if report.format == "unknown" else f" ({prose(report.format)})"
+    under = "" if report.policy is None else f", under the policy {code(report.policy)}"
     lines = [
         MARK,
         f"## {_SIGNS[found.kind]} {found.word}: {prose(found.sentence)}",
         "",
-        f"`weightguard {presentation.task}` of {code(report.checkpoint)}{known}",
+        f"`weightguard {presentation.task}` of {code(report.checkpoint)}{known}{under}",
         "",
     ]
     groups = [

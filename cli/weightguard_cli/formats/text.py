@@ -46,6 +46,8 @@ def _head(report: Report, scope: Scope, style: Style) -> Iterator[str]:
     yield verdict_line(report, scope, style)
     known = "" if report.format == "unknown" else f" ({escape_name(report.format)})"
     yield f"  {escape_name(report.checkpoint)}{known}"
+    if report.policy is not None:
+        yield f"  under the policy {escape_name(report.policy)}"
     if scope.weights is not None:
         yield f"  beside the manifest of weights {escape_name(scope.weights)}"
 

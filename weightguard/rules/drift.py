@@ -1,0 +1,93 @@
+"""WG6xx: tensors beside those of a base, and how far they may be from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from weightguard.drift import DriftLimits, TensorChange, matches
+from weightguard.finding import Evidence, Finding, finding
+
+_OTHER = ("replaced", "reshaped")
+
+
+def check_drift(
+    changes: Iterable[TensorChange], limits: DriftLimits, files: dict[str, str]
+) -> Iterator[Finding]:
+    """Yield a finding for each tensor that is farther from its base than ``limits`` allow.
+
+    ``files`` maps tensors to the files they lie in. A tensor that may be replaced may change by
+    any amount.
+    """
+    for change in changes:
+        code_and_words = _violation(change, limits)
+        if code_and_words is not None:
+            code, words = code_and_words
+            yield finding(
+                code,
+                words,
+                file=files.get(change.tensor),
+                tensor=change.tensor,
+                element=change.greatest_at if code != "WG602" else None,
+                evidence=_evidence(change),
+            )
+
+
+def _violation(change: TensorChange, limits: DriftLimits) -> tuple[str, str] | None:
+    name = change.tensor
+    if change.status == "added":
+        allowed = matches(name, limits.added)
+        return None if allowed else ("WG604", "the base does not have this tensor")
+    if change.status == "removed":
+        allowed = matches(name, limits.removed)
+        return None if allowed else ("WG605", "the base has this tensor, the checkpoint does not")
+    if change.status == "unchanged" or matches(name, limits.replaced):
+        return None
+    if not matches(name, limits.changed):
+        return "WG603", f"this tensor may not change, and is {_words(change)}"
+    if change.status in _OTHER:
+        return "WG602", f"this tensor is {_words(change)}"
+    return _too_far(change, limits)
+
+
+def _too_far(change: TensorChange, limits: DriftLimits) -> tuple[str, str] | None:
+    if limits.max_change is None:
+        return None
+    if change.not_finite:
+        return "WG601", f"{change.not_finite} values are finite in the base only"
+    relative = change.relative_change
+    if relative is None:
+        return "WG601", "how far it is from the base cannot be measured"
+    if relative <= limits.max_change:
+        return None
+    return (
+        "WG601",
+        f"relative change {relative:.3g}, above the limit of {limits.max_change:g}; "
+        f"the greatest is {change.greatest_change:.4g}",
+    )
+
+
+def _words(change: TensorChange) -> str:
+    if change.status == "reshaped" and change.base and change.new:
+        return f"reshaped from {list(change.base.shape)} to {list(change.new.shape)}"
+    if change.status == "cast" and change.base and change.new:
+        return f"cast from {change.base.dtype} to {change.new.dtype}"
+    known = change.relative_change
+    return change.status + ("" if known is None else f", relative change {known:.3g}")
+
+
+def _evidence(change: TensorChange) -> Evidence:
+    evidence: Evidence = {"status": change.status}
+    for key in ("relative_change", "cosine", "changed", "elements", "greatest_change"):
+        value = getattr(change, key)
+        if value is not None:
+            # as text where JSON has no number for it
+            evidence[key] = value if abs(value) != float("inf") else repr(value)
+    if change.not_finite:
+        evidence["not_finite"] = change.not_finite
+    base, new = change.base, change.new
+    if base is not None and new is not None:
+        for key in ("dtype", "shape", "min", "max", "rms"):
+            pair = [getattr(side, key) for side in (base, new)]
+            if pair[0] != pair[1] and None not in pair:
+                evidence[key] = pair
+    return evidence
