@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from weightguard.scan.digest import BLOCK_BYTES, block_digest
 from weightguard.scan.formats import FORMATS
 from weightguard.tensor import TensorView
+
+BlockDigest: TypeAlias = Callable[[memoryview], bytes]
 
 MODULUS = 1 << 64
 MAX_EXACT_WORDS = 1 << 29
@@ -153,7 +155,14 @@ Explained: TypeAlias = list[tuple[WordChange, ...]]
 class DamagedBlock:
     """A damaged block, read once, whose digest says which old words were there."""
 
-    def __init__(self, tensor: TensorView, block: int, expected: NDArray[np.uint8]):
+    def __init__(
+        self,
+        tensor: TensorView,
+        block: int,
+        expected: NDArray[np.uint8],
+        digest: BlockDigest = block_digest,
+    ):
+        self._digest = digest
         self._start = block * BLOCK_BYTES
         self._data = tensor.read(self._start, min(self._start + BLOCK_BYTES, tensor.nbytes))
         self._expected: bytes = expected[block].tobytes()
@@ -164,7 +173,7 @@ class DamagedBlock:
         for word in changes:
             at = word.offset - self._start
             data[at : at + word.width] = word.old.to_bytes(word.width, "little")
-        return data if block_digest(memoryview(data)) == self._expected else None
+        return data if self._digest(memoryview(data)) == self._expected else None
 
 
 def changed_elements(tensor: TensorView, words: Sequence[WordChange]) -> list[ElementChange]:
@@ -213,10 +222,23 @@ def locate(
     """
     return [
         replace(element, confirmed=confirmed)
-        for block, rows in explained_blocks(tensor, deltas).items()
-        for words, confirmed in _chosen(DamagedBlock(tensor, block, expected), rows)
+        for words, confirmed in explain(tensor, deltas, expected)
         for element in changed_elements(tensor, words)
     ]
+
+
+def explain(
+    tensor: TensorView,
+    deltas: Sequence[RowDelta],
+    expected: NDArray[np.uint8],
+    digest: BlockDigest = block_digest,
+) -> Iterator[tuple[tuple[WordChange, ...], bool]]:
+    """Yield the words of one element that explain each damaged row, and whether that is confirmed.
+
+    ``digest`` is what ``expected``, uint8 of shape (blocks, 16), was made with.
+    """
+    for block, rows in explained_blocks(tensor, deltas).items():
+        yield from _chosen(DamagedBlock(tensor, block, expected, digest), rows)
 
 
 def explained_blocks(tensor: TensorView, deltas: Iterable[RowDelta]) -> dict[int, list[Explained]]:

@@ -31,7 +31,7 @@ def check_equality(
     renamed = _renamed(names, records, observed)
     known = set(proven)
     for difference in observed.differences:
-        yield _changed(_without_refuted(difference, known))
+        yield changed(_without_refuted(difference, known))
     for tensor in checkpoint.tensors:
         yield from _check_types(tensor, names, records, observed)
     for old, new in renamed.items():
@@ -130,7 +130,8 @@ def _without_refuted(
     return replace(difference, elements=kept)
 
 
-def _changed(difference: TensorDifference) -> Finding:
+def changed(difference: TensorDifference) -> Finding:
+    """Return WG401 for a tensor whose bytes differ from its record."""
     tensor = difference.tensor
     first = difference.elements[0] if difference.elements else None
     return finding(

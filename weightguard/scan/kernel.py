@@ -193,6 +193,24 @@ class BlockKernel:
         )  # fmt: skip
 
 
+def block_residues(
+    dtype: DType, layout: RowLayout, data: NDArray[np.uint8], start: int
+) -> NDArray[np.uint64]:
+    """Return R and S of each row that a tensor's bytes ``data``, from byte ``start`` on, touch.
+
+    Shape (rows touched, 2). Start and length are whole words.
+    """
+    residues = np.zeros((rows_touched(layout, start, len(data)), 2), np.uint64)
+    if len(data):
+        _engine().residues(data, start, len(data), layout.row_bytes, dtype.word_bytes, residues)
+    return residues
+
+
+def rows_touched(layout: RowLayout, start: int, nbytes: int) -> int:
+    """Return how many rows ``nbytes`` bytes from byte ``start`` on touch."""
+    return _touched(start, nbytes, layout.row_bytes)
+
+
 def _column_scratch(scalars: int, kind: np.dtype[np.unsignedinteger[Any]]) -> UIntArray:
     """Return zeros that start in the middle of a memory page.
 

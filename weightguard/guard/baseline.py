@@ -1,0 +1,149 @@
+"""The baseline: what the guard holds each live tensor to, small enough to keep in memory.
+
+For each 1 MiB block a keyed digest, which a writer who does not know the process's secret cannot
+meet on purpose, and the residues of the part of each row that lies in the block. So a block is
+judged, and single elements of it restored, without any other. 16 bytes a block, and 16 a row
+and block: 0.2 % of a matrix with rows of 8 KiB.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from weightguard.guard.adapter import LiveTensor
+from weightguard.guard.coverage import Attestation
+from weightguard.guard.schedule import BlockRef
+from weightguard.locate import RowDelta
+from weightguard.scan.digest import BLOCK_BYTES, BLOCK_DIGEST_BYTES, block_count
+from weightguard.scan.kernel import block_residues, rows_touched
+
+
+class Key:
+    """XXH3-128 under a secret of this process; never leaves it, and is not shown."""
+
+    def __init__(self) -> None:
+        self._seed = secrets.randbits(64)
+
+    def digest(self, data: memoryview) -> bytes:
+        """Return the 16-byte keyed digest of ``data``; releases the GIL."""
+        return xxhash.xxh3_128_digest(data, self._seed)
+
+    def __reduce__(self) -> str:
+        raise TypeError("a guard's key does not leave its process")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorBaseline:
+    """What one live tensor is held to.
+
+    ``digests``: keyed, uint8 (blocks, 16). ``residues``: uint64 (n, 2), of row parts in block
+    order; those of block b are ``firsts[b]:firsts[b + 1]``. ``record`` names the manifest's
+    tensor that it was compared with, None without one; ``how`` says in words what vouches for it.
+    ``check`` is a keyed digest over both arrays.
+    """
+
+    tensor: LiveTensor
+    attestation: Attestation
+    how: str
+    record: str | None
+    digests: NDArray[np.uint8]
+    residues: NDArray[np.uint64]
+    firsts: NDArray[np.int64]
+    check: bytes
+
+    def holds(self, block: int, digest: bytes) -> bool:
+        """Return whether ``digest`` is the one recorded for ``block``."""
+        recorded: bytes = self.digests[block].tobytes()
+        return recorded == digest
+
+    def sound(self, key: Key) -> bool:
+        """Return whether the record itself is as it was made: memory holds it, too."""
+        return _check(key, self.digests, self.residues) == self.check
+
+    def deltas(self, ref: BlockRef, data: NDArray[np.uint8]) -> list[RowDelta]:
+        """Return how the residues of ``data``, the bytes of a block now, moved, by row."""
+        layout = self.tensor.layout
+        observed = block_residues(self.tensor.dtype, layout, data, ref.start)
+        expected = self.residues[self.firsts[ref.block] : self.firsts[ref.block + 1]]
+        first_row = ref.start // layout.row_bytes
+        moved = np.flatnonzero((observed != expected).any(axis=1))
+        changes = observed[moved] - expected[moved]
+        return [
+            RowDelta(first_row + int(row), int(sum_), int(weighted))
+            for row, (sum_, weighted) in zip(moved, changes, strict=True)
+        ]
+
+
+class BaselineBuilder:
+    """Takes the blocks of one live tensor in order and ends with its baseline."""
+
+    def __init__(self, tensor: LiveTensor, key: Key):
+        self._tensor, self._key = tensor, key
+        blocks = block_count(tensor.nbytes)
+        self._digests = np.zeros((blocks, BLOCK_DIGEST_BYTES), np.uint8)
+        self._firsts = np.concatenate(
+            ([0], np.cumsum([self._parts(block) for block in range(blocks)], dtype=np.int64))
+        ).astype(np.int64)
+        self._residues = np.zeros((int(self._firsts[-1]), 2), np.uint64)
+
+    def _parts(self, block: int) -> int:
+        start = block * BLOCK_BYTES
+        nbytes = min(BLOCK_BYTES, self._tensor.nbytes - start)
+        return rows_touched(self._tensor.layout, start, nbytes)
+
+    def add(self, block: int, data: NDArray[np.uint8]) -> None:
+        """Take in the bytes of one block."""
+        self._digests[block] = np.frombuffer(self._key.digest(data.data), np.uint8)
+        self._residues[self._firsts[block] : self._firsts[block + 1]] = block_residues(
+            self._tensor.dtype, self._tensor.layout, data, block * BLOCK_BYTES
+        )
+
+    def finish(self, attestation: Attestation, how: str, record: str | None) -> TensorBaseline:
+        """Return the baseline, read-only from now on."""
+        for array in (self._digests, self._residues, self._firsts):
+            array.flags.writeable = False
+        return TensorBaseline(
+            self._tensor,
+            attestation,
+            how,
+            record,
+            self._digests,
+            self._residues,
+            self._firsts,
+            _check(self._key, self._digests, self._residues),
+        )
+
+
+def _check(key: Key, digests: NDArray[np.uint8], residues: NDArray[np.uint64]) -> bytes:
+    return key.digest(memoryview(key.digest(digests.data) + key.digest(residues.data)))
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """What a live model is held to, by tensor name."""
+
+    tensors: dict[str, TensorBaseline]
+
+    @classmethod
+    def of(cls, tensors: Iterable[TensorBaseline]) -> Baseline:
+        """Return the baseline of the given tensors."""
+        return cls({entry.tensor.name: entry for entry in tensors})
+
+    @property
+    def sizes(self) -> list[tuple[str, int]]:
+        """Names and sizes in bytes, as a schedule takes them."""
+        return [(name, entry.tensor.nbytes) for name, entry in self.tensors.items()]
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that digests and residues take."""
+        return sum(
+            entry.digests.nbytes + entry.residues.nbytes + entry.firsts.nbytes
+            for entry in self.tensors.values()
+        )

@@ -1,0 +1,76 @@
+"""One look at one live block, and the second and third one before anything is said."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from weightguard.guard.adapter import Adapter, Token
+from weightguard.guard.baseline import Key, TensorBaseline
+from weightguard.guard.schedule import BlockRef
+
+MAX_LOOKS = 4
+"""Times that a block is looked at again while it is being written."""
+
+Settle = Callable[[], None]
+
+
+class Verdict(enum.Enum):
+    """What a look at a block found."""
+
+    SOUND = "sound"
+    CHANGED = "changed"
+    IN_FLUX = "in flux"
+    VANISHED = "vanished"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The outcome: the tensor's token, and for a changed block its bytes and their digest.
+
+    ``looks`` is how often the block was read; more than one for a sound block means that a
+    mismatch was not there any more: a write was under way, or a read went wrong.
+    """
+
+    verdict: Verdict
+    token: Token | None = None
+    digest: bytes = b""
+    data: bytes = b""
+    looks: int = 1
+
+
+def look(adapter: Adapter, entry: TensorBaseline, ref: BlockRef, key: Key, settle: Settle) -> Look:
+    """Compare one live block with its baseline.
+
+    A mismatch counts once two more readings, ``settle`` apart, agree with each other under one
+    token. A write that the runtime knows of moves the token when it is done, or is still going
+    on and moves the bytes; both are waited for. Raises AdapterError.
+    """
+    now = _token(adapter, entry)
+    if now is None:
+        return Look(Verdict.VANISHED)
+    if entry.holds(ref.block, key.digest(adapter.read(ref.tensor, ref.start, ref.stop))):
+        return Look(Verdict.SOUND, now)
+    for attempt in range(MAX_LOOKS):
+        settle()
+        before = _token(adapter, entry)
+        if before is None:
+            return Look(Verdict.VANISHED)
+        data = bytes(adapter.read(ref.tensor, ref.start, ref.stop))
+        digest = key.digest(memoryview(data))
+        if entry.holds(ref.block, digest):
+            return Look(Verdict.SOUND, before, looks=attempt + 2)
+        settle()
+        again = key.digest(adapter.read(ref.tensor, ref.start, ref.stop))
+        if again == digest and _token(adapter, entry) == before:
+            return Look(Verdict.CHANGED, before, digest, data, attempt + 2)
+    return Look(Verdict.IN_FLUX, before)
+
+
+def _token(adapter: Adapter, entry: TensorBaseline) -> Token | None:
+    """Return the token, None where the tensor is gone or is another kind of tensor now."""
+    now = adapter.describe(entry.tensor.name)
+    if now is None or (now.dtype, now.shape) != (entry.tensor.dtype, entry.tensor.shape):
+        return None
+    return now.token

@@ -1,0 +1,49 @@
+"""The gate between checks and declared updates: many checks at once, or one update alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Gate:
+    """Lets any number of checks in, until an update closes it and waits for them to leave."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._closed_by: int | None = None
+
+    @contextmanager
+    def check(self) -> Iterator[bool]:
+        """Enter for a check; yields False while the gate is closed: then there is no check."""
+        with self._changed:
+            let_in = self._closed_by is None
+            self._inside += let_in
+        try:
+            yield let_in
+        finally:
+            with self._changed:
+                self._inside -= let_in
+                self._changed.notify_all()
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Close the gate, once all checks have left; another closer waits for this one.
+
+        Raises RuntimeError for a thread that has closed it already: it would wait for itself.
+        """
+        me = threading.get_ident()
+        with self._changed:
+            if self._closed_by == me:
+                raise RuntimeError("an update within an update: end the outer one first")
+            self._changed.wait_for(lambda: self._closed_by is None)
+            self._closed_by = me
+            self._changed.wait_for(lambda: self._inside == 0)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._closed_by = None
+                self._changed.notify_all()

@@ -1,0 +1,53 @@
+"""Open deviations: what was said already, so that it is said once, and what is not resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import NamedTuple
+
+
+class Place(NamedTuple):
+    """What deviates: a block of a tensor, a whole tensor, or another part of the guard."""
+
+    subject: str
+    block: int | None = None
+
+
+class _Entry(NamedTuple):
+    number: int
+    mark: Hashable
+
+
+class Ledger:
+    """Deviations that are open, by place. Not safe to share between threads without a lock."""
+
+    def __init__(self) -> None:
+        self._open: dict[Place, _Entry] = {}
+
+    def knows(self, place: Place, mark: Hashable) -> bool:
+        """Return whether this very deviation is open: ``mark`` tells it from others there."""
+        entry = self._open.get(place)
+        return entry is not None and entry.mark == mark
+
+    def open(self, place: Place, mark: Hashable, number: int) -> None:
+        """Take down that incident ``number`` opened a deviation."""
+        self._open[place] = _Entry(number, mark)
+
+    def close(self, place: Place) -> int | None:
+        """Strike a deviation; return the number of its incident, None where there was none."""
+        entry = self._open.pop(place, None)
+        return None if entry is None else entry.number
+
+    def holds(self, number: int) -> bool:
+        """Return whether the deviation that incident ``number`` opened is open still."""
+        return any(entry.number == number for entry in self._open.values())
+
+    def clear(self) -> None:
+        """Strike all deviations."""
+        self._open.clear()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __contains__(self, place: object) -> bool:
+        return place in self._open

@@ -1,0 +1,265 @@
+"""Scrubbing: taking the next blocks, looking at them, and saying what deviates.
+
+One scrubber serves every caller: forward passes with a budget of bytes, a background thread with
+a rate, and a full check. They share the position, so that each adds to the same pass.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+
+from weightguard.finding import Finding, finding
+from weightguard.guard.adapter import Adapter, AdapterError, LiveTensor
+from weightguard.guard.baseline import Baseline, Key, TensorBaseline
+from weightguard.guard.check import Look, Verdict, look
+from weightguard.guard.identity import Identity
+from weightguard.guard.incident import (
+    ADAPTER_SWAPPED,
+    BASELINE_DAMAGED,
+    CORRUPTION,
+    TENSOR_APPEARED,
+    TENSOR_VANISHED,
+    UNDECLARED_UPDATE,
+    UNREADABLE,
+)
+from weightguard.guard.ledger import Place
+from weightguard.guard.mend import Diagnosis, diagnose
+from weightguard.guard.schedule import BlockRef, Random, Schedule
+from weightguard.rules.equality import describe
+
+MAX_LISTED = 16
+"""Rows and elements that one incident lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """What deviates, where, and ``mark``, which tells it from another deviation there."""
+
+    place: Place
+    mark: Hashable
+    finding: Finding
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a check of blocks came to.
+
+    ``sound`` are places that hold their baseline; ``nbytes`` and ``blocks`` what was verified.
+    """
+
+    deviations: tuple[Deviation, ...] = ()
+    sound: tuple[Place, ...] = ()
+    blocks: int = 0
+    nbytes: int = 0
+
+    def __add__(self, other: Outcome) -> Outcome:
+        return Outcome(
+            self.deviations + other.deviations,
+            self.sound + other.sound,
+            self.blocks + other.blocks,
+            self.nbytes + other.nbytes,
+        )
+
+
+class Waiting:
+    """How long a mismatch is given to turn out as a write that is under way.
+
+    ``brief`` between two readings of any mismatch; ``long`` before damage that is more than one
+    element a row is called corruption, as a runtime counts a write when it is done.
+    """
+
+    def __init__(self, sleep: Callable[[float], None], brief: float = 0.005, long: float = 0.25):
+        self._sleep, self._brief, self._long = sleep, brief, long
+
+    def brief(self) -> None:
+        """Wait between two readings."""
+        self._sleep(self._brief)
+
+    def long(self) -> None:
+        """Wait for a large write to end."""
+        self._sleep(self._long)
+
+
+class Scrubber:
+    """Checks the live tensors of one baseline. Safe to share between threads."""
+
+    def __init__(
+        self, adapter: Adapter, baseline: Baseline, key: Key, random: Random, waiting: Waiting
+    ):
+        self._adapter, self.baseline, self._key = adapter, baseline, key
+        self._waiting = waiting
+        self._lock = threading.Lock()
+        self.schedule = Schedule(baseline.sizes)
+        self.position = self.schedule.begin(random)
+        self._identities = {
+            name: Identity(entry.tensor.token, len(entry.digests))
+            for name, entry in baseline.tensors.items()
+        }
+
+    def resume(self, former: Scrubber) -> None:
+        """Go on where another scrubber of the same model stopped."""
+        self.position = self.schedule.resume(former.position, former.schedule)
+
+    def take(self, budget: int) -> tuple[BlockRef, ...]:
+        """Return the blocks that come next, and count them as done."""
+        with self._lock:
+            self.position, blocks = self.schedule.take(self.position, budget)
+        return blocks
+
+    def check(self, ref: BlockRef) -> Outcome:
+        """Look at one block and judge it."""
+        entry = self.baseline.tensors[ref.tensor]
+        try:
+            seen = look(self._adapter, entry, ref, self._key, self._waiting.brief)
+            if seen.verdict is Verdict.CHANGED:
+                return self._changed(entry, ref, seen)
+        except AdapterError as error:
+            return Outcome((_unreadable(ref.tensor, error),))
+        if seen.verdict is Verdict.VANISHED:
+            return Outcome((_vanished(ref.tensor, entry),))
+        if seen.verdict is Verdict.IN_FLUX:
+            return Outcome()
+        return self._sound(ref, seen)
+
+    def _sound(self, ref: BlockRef, seen: Look) -> Outcome:
+        assert seen.token is not None
+        with self._lock:
+            whole = self._identities[ref.tensor].verified(ref.block, seen.token)
+        sound = [Place(ref.tensor, ref.block)] + [Place(ref.tensor)] * whole
+        return Outcome((), tuple(sound), 1, ref.nbytes)
+
+    def _changed(self, entry: TensorBaseline, ref: BlockRef, seen: Look) -> Outcome:
+        if self._writer(ref, seen) != "nobody":
+            return Outcome((self._updated(ref, seen),), (), 1, ref.nbytes)
+        if not entry.sound(self._key):
+            return Outcome((_record_damaged(ref.tensor),))
+        diagnosis = diagnose(entry, ref, seen.data, self._key)
+        if diagnosis.cure is None:
+            # so much at once is what a write looks like that the runtime has yet to count
+            self._waiting.long()
+            seen = look(self._adapter, entry, ref, self._key, self._waiting.brief)
+            if seen.verdict is Verdict.SOUND:
+                return self._sound(ref, seen)
+            if seen.verdict is not Verdict.CHANGED:
+                return Outcome()
+            if self._writer(ref, seen) != "nobody":
+                return Outcome((self._updated(ref, seen),), (), 1, ref.nbytes)
+            diagnosis = diagnose(entry, ref, seen.data, self._key)
+        place = Place(ref.tensor, ref.block)
+        corrupt = Deviation(place, seen.digest, corruption(ref, diagnosis))
+        return Outcome((corrupt,), (), 1, ref.nbytes)
+
+    def _writer(self, ref: BlockRef, seen: Look) -> str:
+        assert seen.token is not None
+        with self._lock:
+            identity = self._identities[ref.tensor]
+            identity.see(seen.token)
+            return identity.writer
+
+    def _updated(self, ref: BlockRef, seen: Look) -> Deviation:
+        with self._lock:
+            identity = self._identities[ref.tensor]
+            moves, swapped = identity.moves, identity.writer == "adapter"
+        code = ADAPTER_SWAPPED if swapped else UNDECLARED_UPDATE
+        message = (
+            f"its bytes are others than were sealed, and {', '.join(moves) or 'it was written'}"
+        )
+        return Deviation(
+            Place(ref.tensor),
+            (code, seen.token),
+            finding(code, message, tensor=ref.tensor, evidence={"moved": list(moves)}),
+        )
+
+    def survey(self) -> Outcome:
+        """Compare which tensors there are with those that were sealed, and note their tokens."""
+        try:
+            live = {tensor.name: tensor for tensor in self._adapter.tensors()}
+        except AdapterError as error:
+            return Outcome((_unreadable("", error),))
+        with self._lock:
+            for name, tensor in live.items():
+                if name in self._identities:
+                    self._identities[name].see(tensor.token)
+        deviations = [
+            _appeared(tensor) for name, tensor in live.items() if name not in self._identities
+        ]
+        deviations += [
+            _vanished(name, entry)
+            for name, entry in self.baseline.tensors.items()
+            if name not in live or not _same_type(live[name], entry.tensor)
+        ]
+        return Outcome(tuple(deviations))
+
+    def blocks(self) -> Iterator[BlockRef]:
+        """Yield every block once."""
+        return iter(self.schedule)
+
+
+def corruption(ref: BlockRef, diagnosis: Diagnosis) -> Finding:
+    """Return WG901 for a block, as precise as its residues allow."""
+    elements = diagnosis.elements
+    first = elements[0] if elements else None
+    return finding(
+        CORRUPTION,
+        _damage(diagnosis),
+        tensor=ref.tensor,
+        block=ref.block,
+        row=diagnosis.rows[0] if diagnosis.rows else None,
+        element=None if first is None else first.index,
+        evidence={
+            "row_count": len(diagnosis.rows),
+            "rows": list(diagnosis.rows[:MAX_LISTED]),
+            "elements": [
+                {
+                    "index": list(element.index),
+                    "old_bits": f"{element.old_bits:#x}",
+                    "new_bits": f"{element.new_bits:#x}",
+                    "flipped_bits": list(element.flipped),
+                    "confirmed": element.confirmed,
+                }
+                for element in elements[:MAX_LISTED]
+            ],
+        },
+    )
+
+
+def _damage(diagnosis: Diagnosis) -> str:
+    rows, elements = len(diagnosis.rows), diagnosis.elements
+    if not rows:
+        return "changed in a way that its residues do not show: more than two words of a row"
+    where = f"{rows} row{'' if rows == 1 else 's'} changed"
+    if not elements:
+        return f"{where}, by more than one element each"
+    certainty = "" if diagnosis.cure is not None else "consistent with "
+    more = f" and {len(elements) - 1} more" if len(elements) > 1 else ""
+    return f"{where}: {certainty}{describe(elements[0])}{more}"
+
+
+def _same_type(a: LiveTensor, b: LiveTensor) -> bool:
+    return (a.dtype, a.shape) == (b.dtype, b.shape)
+
+
+def _vanished(name: str, entry: TensorBaseline) -> Deviation:
+    was = f"{entry.tensor.dtype.name} {list(entry.tensor.shape)}"
+    message = f"the sealed {was} is gone from the live model, or has another type or shape"
+    return Deviation(Place(name), TENSOR_VANISHED, finding(TENSOR_VANISHED, message, tensor=name))
+
+
+def _appeared(tensor: LiveTensor) -> Deviation:
+    message = f"{tensor.dtype.name} {list(tensor.shape)} was not there when the model was sealed"
+    return Deviation(
+        Place(tensor.name),
+        (TENSOR_APPEARED, tensor.dtype.name, tensor.shape),
+        finding(TENSOR_APPEARED, message, tensor=tensor.name),
+    )
+
+
+def _unreadable(name: str, error: AdapterError) -> Deviation:
+    return Deviation(Place(name), UNREADABLE, finding(UNREADABLE, str(error), tensor=name or None))
+
+
+def _record_damaged(name: str) -> Deviation:
+    message = "the guard's digests and residues of it are not those that were made"
+    return Deviation(Place(name), BASELINE_DAMAGED, finding(BASELINE_DAMAGED, message, tensor=name))
