@@ -11,8 +11,13 @@ from weightguard.guard.adapter import (
     Writable,
 )
 from weightguard.guard.coverage import LiveCoverage
+from weightguard.guard.golden import GoldenCheckpoint
+from weightguard.guard.guard import Guard
 from weightguard.guard.incident import Incident
+from weightguard.guard.mend import Golden
+from weightguard.guard.metrics import MemoryMetrics, Metrics
 from weightguard.guard.schedule import Pace, Position, Schedule
+from weightguard.guard.settings import Pinned, Settings, Status, Surroundings
 from weightguard.guard.state import Event, State
 
 __all__ = [
@@ -21,14 +26,23 @@ __all__ = [
     "Attachable",
     "Event",
     "Gap",
+    "Golden",
+    "GoldenCheckpoint",
+    "Guard",
     "Incident",
     "Incomplete",
     "LiveCoverage",
     "LiveTensor",
+    "MemoryMetrics",
+    "Metrics",
     "Pace",
+    "Pinned",
     "Position",
     "Schedule",
+    "Settings",
     "State",
+    "Status",
+    "Surroundings",
     "Token",
     "Writable",
 ]

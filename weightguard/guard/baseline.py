@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xxhash
@@ -61,6 +61,18 @@ class TensorBaseline:
         """Return whether ``digest`` is the one recorded for ``block``."""
         recorded: bytes = self.digests[block].tobytes()
         return recorded == digest
+
+    def equals(self, other: TensorBaseline) -> bool:
+        """Return whether both hold a tensor to the same content, type and shape."""
+        return (self.tensor.dtype, self.tensor.shape, self.check) == (
+            other.tensor.dtype,
+            other.tensor.shape,
+            other.check,
+        )
+
+    def vouched_like(self, other: TensorBaseline) -> TensorBaseline:
+        """Return this baseline with what vouches for an equal one."""
+        return replace(self, attestation=other.attestation, how=other.how, record=other.record)
 
     def sound(self, key: Key) -> bool:
         """Return whether the record itself is as it was made: memory holds it, too."""
@@ -134,6 +146,13 @@ class Baseline:
     def of(cls, tensors: Iterable[TensorBaseline]) -> Baseline:
         """Return the baseline of the given tensors."""
         return cls({entry.tensor.name: entry for entry in tensors})
+
+    def changed(self, other: Baseline) -> list[str]:
+        """Return the names of tensors that ``other`` lacks, adds, or holds to other content."""
+        names = self.tensors.keys() | other.tensors.keys()
+        both = self.tensors.keys() & other.tensors.keys()
+        same = {name for name in both if self.tensors[name].equals(other.tensors[name])}
+        return sorted(names - same)
 
     @property
     def sizes(self) -> list[tuple[str, int]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, TypeAlias
 
 import msgspec
 
+from weightguard.finding import Finding, finding
 from weightguard.guard.adapter import Gap
+from weightguard.guard.incident import UNCOVERED
 
 Attestation: TypeAlias = Literal["attested", "transformed", "trusted-on-first-use"]
 """Bytes equal to the manifest's; a declared cast or fusion of such; or nobody vouched for them."""
@@ -65,3 +67,18 @@ def live_coverage(
         sum(gap.nbytes is None for gap in listed),
         listed,
     )
+
+
+def gap_findings(gaps: Sequence[Gap]) -> Iterator[Finding]:
+    """Yield WG916 for the copied and for the unreachable weights, where there are any."""
+    for kind in ("copied", "unreachable"):
+        names = [gap for gap in gaps if gap.kind == kind]
+        if names:
+            nbytes = sum(gap.nbytes or 0 for gap in names)
+            known = "" if all(gap.nbytes is not None for gap in names) else "at least "
+            yield finding(
+                UNCOVERED,
+                f"{len(names)} live weights, {known}{nbytes} bytes, are {kind}: "
+                f"{names[0].name!r:.200}, {names[0].reason}",
+                evidence={"names": [gap.name for gap in names[:16]]},
+            )

@@ -63,12 +63,14 @@ class Incident(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.finding.location.block
 
 
-def report(model: str, incidents: Iterable[Incident], coverage: Coverage) -> Report:
+def report(
+    model: str, incidents: Iterable[Incident], coverage: Coverage, *, complete: bool = True
+) -> Report:
     """Return the findings of incidents as a report on the running ``model``."""
     return Report(
         checkpoint=model,
         format=LIVE,
-        complete=True,
+        complete=complete,
         findings=ordered(incident.finding for incident in incidents),
         coverage=coverage,
     )

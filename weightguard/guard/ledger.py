@@ -7,10 +7,14 @@ from typing import NamedTuple
 
 
 class Place(NamedTuple):
-    """What deviates: a block of a tensor, a whole tensor, or another part of the guard."""
+    """What deviates: a block of a live tensor, or an aspect of a whole one, or of the model.
+
+    ``aspect`` is "content" for the bytes, "presence", "reading" or "record" else.
+    """
 
     subject: str
     block: int | None = None
+    aspect: str = "content"
 
 
 class _Entry(NamedTuple):
@@ -41,6 +45,10 @@ class Ledger:
     def holds(self, number: int) -> bool:
         """Return whether the deviation that incident ``number`` opened is open still."""
         return any(entry.number == number for entry in self._open.values())
+
+    def places(self) -> list[tuple[Place, int]]:
+        """Return what is open, with the numbers of the incidents."""
+        return [(place, entry.number) for place, entry in self._open.items()]
 
     def clear(self) -> None:
         """Strike all deviations."""

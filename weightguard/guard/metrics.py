@@ -52,6 +52,10 @@ class MemoryMetrics:
         with self._lock:
             return self._values.get((name, label), 0)
 
+    def renew_lock(self) -> None:
+        """After a fork: the thread that may have held the lock is not there any more."""
+        self._lock = threading.Lock()
+
     def values(self) -> dict[tuple[str, str], float]:
         """Return all counts by name and label."""
         with self._lock:

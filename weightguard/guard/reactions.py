@@ -132,7 +132,7 @@ class Reactions:
                 continue
             try:
                 step.act(guard, incident)
-            except Exception as error:  # noqa: BLE001 - somebody else's code must not stop the guard
+            except Exception as error:
                 LOGGER.exception("the reaction %s failed", step.name)
                 if incident.code != REACTION_FAILED:
                     guard.reaction_failed(step.name, incident, error)

@@ -107,17 +107,33 @@ class Schedule:
         if budget < 0:
             raise ValueError(f"a budget of {budget} bytes is below 0")
         taken: list[BlockRef] = []
-        at, done, passes, credit = position.block, position.done, position.passes, -position.debt
-        credit += budget
+        credit = budget - position.debt
         while credit > 0 and len(taken) < self.blocks:
-            block = self.block(at)
+            position, block = self.following(position)
             taken.append(block)
             credit -= max(block.nbytes, LEAST_CHARGE)
-            at = (at + 1) % self.blocks
-            done += 1
-            if done == self.blocks:
-                done, passes = 0, passes + 1
-        return Position(at, done, passes, max(-credit, 0)), tuple(taken)
+        return replace(position, debt=max(-credit, 0)), tuple(taken)
+
+    def following(self, position: Position) -> tuple[Position, BlockRef]:
+        """Return the one block that comes next, whatever it costs, and the position after it.
+
+        Raises IndexError where the plan has no blocks.
+        """
+        block = self.block(position.block)
+        whole = position.done + 1 == self.blocks
+        after = replace(
+            position,
+            block=(position.block + 1) % self.blocks,
+            done=0 if whole else position.done + 1,
+            passes=position.passes + whole,
+        )
+        return after, block
+
+    def containing(self, tensor: str, start: int, stop: int) -> tuple[BlockRef, ...]:
+        """Return the blocks that bytes ``start:stop`` of a tensor lie in, none if it has none."""
+        blocks = range(start // BLOCK_BYTES, block_count(stop))
+        numbers = (self._number(tensor, block) for block in blocks)
+        return tuple(self.block(number) for number in numbers if number is not None)
 
     def resume(self, position: Position, former: Schedule) -> Position:
         """Return where to go on in this plan after ``position`` in another one.

@@ -6,6 +6,7 @@ a rate, and a full check. They share the position, so that each adds to the same
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,12 @@ from weightguard.rules.equality import describe
 
 MAX_LISTED = 16
 """Rows and elements that one incident lists."""
+MAX_MESSAGE = 500
+"""Characters of a message that somebody else wrote."""
+READING, PRESENCE = "reading", "presence"
+"""Aspects of a place: whether a tensor can be read, and whether it is there."""
+
+LOGGER = logging.getLogger("weightguard.guard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +115,18 @@ class Scrubber:
             self.position, blocks = self.schedule.take(self.position, budget)
         return blocks
 
+    def take_one(self) -> BlockRef | None:
+        """Return the block that comes next, and count it as done; None where there are none."""
+        with self._lock:
+            if not self.schedule.blocks:
+                return None
+            self.position, block = self.schedule.following(self.position)
+        return block
+
+    def renew_lock(self) -> None:
+        """After a fork: the thread that may have held the lock is not there any more."""
+        self._lock = threading.Lock()
+
     def check(self, ref: BlockRef) -> Outcome:
         """Look at one block and judge it."""
         entry = self.baseline.tensors[ref.tensor]
@@ -116,6 +135,9 @@ class Scrubber:
             if seen.verdict is Verdict.CHANGED:
                 return self._changed(entry, ref, seen)
         except AdapterError as error:
+            return Outcome((_unreadable(ref.tensor, error),))
+        except Exception as error:
+            LOGGER.exception("a live tensor could not be checked")
             return Outcome((_unreadable(ref.tensor, error),))
         if seen.verdict is Verdict.VANISHED:
             return Outcome((_vanished(ref.tensor, entry),))
@@ -127,8 +149,8 @@ class Scrubber:
         assert seen.token is not None
         with self._lock:
             whole = self._identities[ref.tensor].verified(ref.block, seen.token)
-        sound = [Place(ref.tensor, ref.block)] + [Place(ref.tensor)] * whole
-        return Outcome((), tuple(sound), 1, ref.nbytes)
+        sound = [Place(ref.tensor, ref.block), Place(ref.tensor, aspect=READING)]
+        return Outcome((), (*sound, *[Place(ref.tensor)] * whole), 1, ref.nbytes)
 
     def _changed(self, entry: TensorBaseline, ref: BlockRef, seen: Look) -> Outcome:
         if self._writer(ref, seen) != "nobody":
@@ -168,7 +190,7 @@ class Scrubber:
         )
         return Deviation(
             Place(ref.tensor),
-            (code, seen.token),
+            code,
             finding(code, message, tensor=ref.tensor, evidence={"moved": list(moves)}),
         )
 
@@ -176,7 +198,8 @@ class Scrubber:
         """Compare which tensors there are with those that were sealed, and note their tokens."""
         try:
             live = {tensor.name: tensor for tensor in self._adapter.tensors()}
-        except AdapterError as error:
+        except Exception as error:
+            LOGGER.exception("the live tensors could not be listed")
             return Outcome((_unreadable("", error),))
         with self._lock:
             for name, tensor in live.items():
@@ -190,7 +213,9 @@ class Scrubber:
             for name, entry in self.baseline.tensors.items()
             if name not in live or not _same_type(live[name], entry.tensor)
         ]
-        return Outcome(tuple(deviations))
+        deviating = {deviation.place for deviation in deviations}
+        present = {Place(name, aspect=PRESENCE) for name in self.baseline.tensors} - deviating
+        return Outcome(tuple(deviations), (*present, Place("", aspect=READING)))
 
     def blocks(self) -> Iterator[BlockRef]:
         """Yield every block once."""
@@ -244,22 +269,36 @@ def _same_type(a: LiveTensor, b: LiveTensor) -> bool:
 def _vanished(name: str, entry: TensorBaseline) -> Deviation:
     was = f"{entry.tensor.dtype.name} {list(entry.tensor.shape)}"
     message = f"the sealed {was} is gone from the live model, or has another type or shape"
-    return Deviation(Place(name), TENSOR_VANISHED, finding(TENSOR_VANISHED, message, tensor=name))
+    return Deviation(
+        Place(name, aspect=PRESENCE),
+        TENSOR_VANISHED,
+        finding(TENSOR_VANISHED, message, tensor=name),
+    )
 
 
 def _appeared(tensor: LiveTensor) -> Deviation:
     message = f"{tensor.dtype.name} {list(tensor.shape)} was not there when the model was sealed"
     return Deviation(
-        Place(tensor.name),
+        Place(tensor.name, aspect=PRESENCE),
         (TENSOR_APPEARED, tensor.dtype.name, tensor.shape),
         finding(TENSOR_APPEARED, message, tensor=tensor.name),
     )
 
 
-def _unreadable(name: str, error: AdapterError) -> Deviation:
-    return Deviation(Place(name), UNREADABLE, finding(UNREADABLE, str(error), tensor=name or None))
+def _unreadable(name: str, error: Exception) -> Deviation:
+    known = isinstance(error, AdapterError)
+    message = str(error) if known else f"reading failed: {type(error).__name__}: {error}"
+    return Deviation(
+        Place(name, aspect=READING),
+        UNREADABLE,
+        finding(UNREADABLE, message[:MAX_MESSAGE], tensor=name or None),
+    )
 
 
 def _record_damaged(name: str) -> Deviation:
     message = "the guard's digests and residues of it are not those that were made"
-    return Deviation(Place(name), BASELINE_DAMAGED, finding(BASELINE_DAMAGED, message, tensor=name))
+    return Deviation(
+        Place(name, aspect="record"),
+        BASELINE_DAMAGED,
+        finding(BASELINE_DAMAGED, message, tensor=name),
+    )

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightguard.compare import Observed, TensorComparison
+from weightguard.errors import WeightguardError
 from weightguard.finding import Finding, finding
 from weightguard.guard.adapter import Adapter, LiveTensor
 from weightguard.guard.baseline import Baseline, BaselineBuilder, Key, TensorBaseline
@@ -256,3 +257,26 @@ def _unattested(entries: Sequence[TensorBaseline], vouchers: Vouchers) -> Iterab
             ],
         },
     )
+
+
+def kept(former: Baseline, new: Baseline) -> tuple[Baseline, tuple[Finding, ...]]:
+    """Return ``new``, in which tensors that did not change keep what vouched for them."""
+    entries = []
+    for name, entry in new.tensors.items():
+        old = former.tensors.get(name)
+        same = old is not None and entry.equals(old)
+        entries.append(entry.vouched_like(old) if old is not None and same else entry)
+    changed = [entry for entry in entries if entry.tensor.name in set(former.changed(new))]
+    return Baseline.of(entries), tuple(_unattested(changed, Vouchers(None, {})))
+
+
+def refuse_stranger(baseline: Baseline, manifest: Manifest | None) -> None:
+    """Raise WeightguardError for a manifest that no live tensor is from."""
+    entries = baseline.tensors.values()
+    if manifest is None or not manifest.document.tensors:
+        return
+    if all(entry.attestation == "trusted-on-first-use" for entry in entries):
+        raise WeightguardError(
+            "no live tensor is one of the manifest's: it is the manifest of another model, or the "
+            "weights are not loaded. Name the manifest of the checkpoint that was loaded."
+        )

@@ -1,0 +1,69 @@
+"""What a guard is told, what it takes from outside, and what it says of itself."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+
+from weightguard.guard.coverage import LiveCoverage
+from weightguard.guard.metrics import MemoryMetrics, Metrics
+from weightguard.guard.reactions import Reaction
+from weightguard.guard.schedule import Pace, Random
+
+DEFAULT_REACTIONS: tuple[Reaction, ...] = ("log", "metrics", "repair")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a guard works.
+
+    ``name`` is what reports call the model. ``step_bytes`` are checked before each forward pass,
+    and ``pace`` is that of the background thread, None for none. ``threads`` seal.
+    """
+
+    name: str = "model"
+    on_incident: Sequence[Reaction] = DEFAULT_REACTIONS
+    pace: Pace | None = None
+    step_bytes: int = 0
+    threads: int = 1
+    metrics: Metrics = field(default_factory=MemoryMetrics)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a guard takes from outside and tests replace: time, waiting, and chance."""
+
+    clock: Callable[[], float] = time.time
+    sleep: Callable[[float], None] = time.sleep
+    random: Random = field(default_factory=secrets.SystemRandom)
+
+
+class Pinned(NamedTuple):
+    """Bytes ``start:stop`` of a live tensor that are compared before every forward pass."""
+
+    tensor: str
+    start: int
+    stop: int
+
+
+class Status(msgspec.Struct, frozen=True):
+    """Where a guard stands, for people and monitors.
+
+    ``passes`` are full passes over all blocks since sealing; ``last_full_pass`` is in seconds
+    since the epoch. ``baseline_bytes`` is the memory that the baseline takes.
+    """
+
+    state: str
+    ready: bool
+    incidents: int
+    open: int
+    passes: int
+    last_full_pass: float | None
+    pass_bytes: int
+    baseline_bytes: int
+    coverage: LiveCoverage
