@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 
 from weightguard.catalogue import Severity
 from weightguard.finding import Finding
@@ -61,6 +61,11 @@ class Casebook:
         """Return where an open incident's deviation is."""
         with self._lock:
             return next((p for p, n in self._ledger.places() if n == number), None)
+
+    def knows(self, place: Place, mark: Hashable) -> bool:
+        """Return whether this very deviation is taken down and open."""
+        with self._lock:
+            return self._ledger.knows(place, mark)
 
     def take(self, deviations: Iterable[Deviation], sound: Iterable[Place] = ()) -> list[Incident]:
         """Strike what is sound, and take down deviations that are not known; return the new."""

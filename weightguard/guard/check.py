@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from weightguard.guard.adapter import Adapter, Token
+from weightguard.guard.adapter import Adapter, AdapterError, Token
 from weightguard.guard.baseline import Key, TensorBaseline
 from weightguard.guard.schedule import BlockRef
 
@@ -50,22 +50,29 @@ def look(adapter: Adapter, entry: TensorBaseline, ref: BlockRef, key: Key, settl
     now = _token(adapter, entry)
     if now is None:
         return Look(Verdict.VANISHED)
-    if entry.holds(ref.block, key.digest(adapter.read(ref.tensor, ref.start, ref.stop))):
+    if entry.holds(ref.block, key.digest(_bytes(adapter, ref))):
         return Look(Verdict.SOUND, now)
     for attempt in range(MAX_LOOKS):
         settle()
         before = _token(adapter, entry)
         if before is None:
             return Look(Verdict.VANISHED)
-        data = bytes(adapter.read(ref.tensor, ref.start, ref.stop))
+        data = bytes(_bytes(adapter, ref))
         digest = key.digest(memoryview(data))
         if entry.holds(ref.block, digest):
             return Look(Verdict.SOUND, before, looks=attempt + 2)
         settle()
-        again = key.digest(adapter.read(ref.tensor, ref.start, ref.stop))
+        again = key.digest(_bytes(adapter, ref))
         if again == digest and _token(adapter, entry) == before:
             return Look(Verdict.CHANGED, before, digest, data, attempt + 2)
     return Look(Verdict.IN_FLUX, before)
+
+
+def _bytes(adapter: Adapter, ref: BlockRef) -> memoryview:
+    live = adapter.read(ref.tensor, ref.start, ref.stop)
+    if live.nbytes != ref.nbytes:
+        raise AdapterError(f"{live.nbytes} of {ref.nbytes} bytes of block {ref.block} were given")
+    return live
 
 
 def _token(adapter: Adapter, entry: TensorBaseline) -> Token | None:

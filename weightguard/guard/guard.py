@@ -28,13 +28,11 @@ from weightguard.guard.incident import (
     CORRUPTION,
     DECLARED_UPDATE,
     REACTION_FAILED,
-    REPAIRED,
-    UNREPAIRABLE,
     Incident,
     report,
 )
 from weightguard.guard.ledger import Place
-from weightguard.guard.mend import Golden, Mender, Unmendable
+from weightguard.guard.mend import Golden, Mender
 from weightguard.guard.metrics import (
     BLOCKS_VERIFIED,
     COVERAGE_RATIO,
@@ -87,6 +85,7 @@ class Guard:
         self._closed = False
         self._pins: dict[Pinned, bytes] = {}
         self._to_raise: tuple[int, ...] = ()
+        self._known_gaps: tuple[Gap, ...] = ()
         self._last_full_pass: float | None = None
         sealed = seal(adapter, self._key, manifest, names, self.settings.threads)
         refuse_stranger(sealed.baseline, manifest)
@@ -163,7 +162,7 @@ class Guard:
         scrubber = self._scrubber
         passes, verified = scrubber.position.passes, 0
         if scrubber.position.done == 0:
-            self._settle(scrubber.survey)
+            self._settle(scrubber, scrubber.survey)
         blocks = scrubber.take(nbytes) if seconds is None else self._within(nbytes, seconds)
         for ref in blocks:
             verified += self._check(scrubber, ref).nbytes
@@ -187,7 +186,7 @@ class Guard:
         """Check every block now and report what is open. Incomplete during an update."""
         self._require_open()
         scrubber = self._scrubber
-        self._settle(scrubber.survey)
+        self._settle(scrubber, scrubber.survey)
         blocks = nbytes = 0
         for ref in scrubber.schedule:
             outcome = self._check(scrubber, ref)
@@ -198,16 +197,17 @@ class Guard:
         return self._report(nbytes, complete=complete)
 
     def _check(self, scrubber: Scrubber, ref: BlockRef) -> Outcome:
-        outcome = self._settle(lambda: scrubber.check(ref))
+        outcome = self._settle(scrubber, lambda: scrubber.check(ref))
         if outcome.blocks:
             self.metrics.add(BLOCKS_VERIFIED, outcome.blocks)
             self.metrics.add(SCRUB_BYTES, outcome.nbytes)
         return outcome
 
-    def _settle(self, check: Callable[[], Outcome]) -> Outcome:
+    def _settle(self, scrubber: Scrubber, check: Callable[[], Outcome]) -> Outcome:
         """Check inside the gate, take down what was found, and react outside of it."""
         with self._gate.check() as let_in:
-            if not let_in:
+            # an update may have passed since the caller looked: its baseline is another one
+            if not let_in or scrubber is not self._scrubber:
                 return Outcome()
             outcome = check()
             incidents = self._casebook.take(outcome.deviations, outcome.sound)
@@ -244,32 +244,17 @@ class Guard:
 
     def repair(self, incident: Incident) -> None:
         """Put a corrupt block right, if its incident is open. See Subject."""
-        place = self._casebook.place(incident.number)
-        if incident.code != CORRUPTION or place is None or place.block is None:
+        if incident.code != CORRUPTION:
             return
-        scrubber = self._scrubber
-        entry = scrubber.baseline.tensors[place.subject]
-        start = place.block * BLOCK_BYTES
-        ref = BlockRef(
-            place.subject, place.block, start, min(start + BLOCK_BYTES, entry.tensor.nbytes)
-        )
         with self._gate.check() as let_in, self._mending:
-            if not let_in or not self._casebook.is_open(incident.number):
+            place, scrubber = self._casebook.place(incident.number), self._scrubber
+            ref = place and scrubber.schedule.find(place.subject, place.block or 0)
+            if not let_in or place is None or ref is None:
                 return
-            try:
-                mended = self._mender.mend(entry, ref)
-            except (Unmendable, AdapterError) as error:
-                outcome = finding(UNREPAIRABLE, str(error), tensor=ref.tensor, block=ref.block)
-            else:
+            held, outcome = self._mender.attempt(scrubber.baseline.tensors[ref.tensor], ref)
+            if held:
                 self._casebook.resolve(place)
                 self.metrics.add(REPAIRS)
-                outcome = finding(
-                    REPAIRED,
-                    f"restored from the {mended.source}, and verified",
-                    tensor=ref.tensor,
-                    block=ref.block,
-                    evidence={"source": mended.source, "writes": mended.writes},
-                )
         self._react([self._casebook.note(outcome, incident.number)])
 
     def is_open(self, incident: Incident) -> bool:
@@ -343,7 +328,12 @@ class Guard:
     def _hold_to(self, baseline: Baseline) -> None:
         former: Scrubber | None = getattr(self, "_scrubber", None)
         self._scrubber = Scrubber(
-            self._adapter, baseline, self._key, self._around.random, Waiting(self._around.sleep)
+            self._adapter,
+            baseline,
+            self._key,
+            self._around.random,
+            Waiting(self._around.sleep),
+            self._casebook.knows,
         )
         if former is not None:
             self._scrubber.resume(former)
@@ -353,7 +343,9 @@ class Guard:
     def _first_incidents(self, findings: Iterable[Finding]) -> list[Incident]:
         """Take down what sealing found: what differs from the manifest, and what is not guarded."""
         incidents = []
-        for found in (*findings, *gap_findings(self._gaps())):
+        gaps = tuple(self._gaps())
+        news, self._known_gaps = gaps if gaps != self._known_gaps else (), gaps
+        for found in (*findings, *gap_findings(news)):
             if found.rule.startswith("WG4"):
                 place = Place(found.location.tensor or "", None, "attestation")
                 incidents += self._casebook.take([Deviation(place, found.rule, found)])

@@ -12,8 +12,10 @@ from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from weightguard.guard.adapter import Adapter, Writable
+from weightguard.finding import Finding, finding
+from weightguard.guard.adapter import Adapter, AdapterError, Writable
 from weightguard.guard.baseline import Key, TensorBaseline
+from weightguard.guard.incident import REPAIRED, UNREPAIRABLE
 from weightguard.guard.schedule import BlockRef
 from weightguard.locate import ElementChange, WordChange, changed_elements, explain
 from weightguard.tensor import TensorView
@@ -101,6 +103,20 @@ class Mender:
 
     def __init__(self, adapter: Adapter, key: Key, golden: Golden | None):
         self._adapter, self._key, self._golden = adapter, key, golden
+
+    def attempt(self, entry: TensorBaseline, ref: BlockRef) -> tuple[bool, Finding]:
+        """Try to put a block right; return whether that held, and WG907 or WG908 that says so."""
+        try:
+            mended = self.mend(entry, ref)
+        except (Unmendable, AdapterError) as error:
+            return False, finding(UNREPAIRABLE, str(error), tensor=ref.tensor, block=ref.block)
+        return True, finding(
+            REPAIRED,
+            f"restored from the {mended.source}, and verified",
+            tensor=ref.tensor,
+            block=ref.block,
+            evidence={"source": mended.source, "writes": mended.writes},
+        )
 
     def mend(self, entry: TensorBaseline, ref: BlockRef) -> Mended:
         """Put the block right; raises Unmendable, and AdapterError where memory is out of reach."""

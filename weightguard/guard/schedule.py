@@ -129,11 +129,15 @@ class Schedule:
         )
         return after, block
 
+    def find(self, tensor: str, block: int) -> BlockRef | None:
+        """Return a block of a tensor, None where the plan has no such block."""
+        number = self._number(tensor, block)
+        return None if number is None else self.block(number)
+
     def containing(self, tensor: str, start: int, stop: int) -> tuple[BlockRef, ...]:
         """Return the blocks that bytes ``start:stop`` of a tensor lie in, none if it has none."""
-        blocks = range(start // BLOCK_BYTES, block_count(stop))
-        numbers = (self._number(tensor, block) for block in blocks)
-        return tuple(self.block(number) for number in numbers if number is not None)
+        blocks = (self.find(tensor, b) for b in range(start // BLOCK_BYTES, block_count(stop)))
+        return tuple(block for block in blocks if block is not None)
 
     def resume(self, position: Position, former: Schedule) -> Position:
         """Return where to go on in this plan after ``position`` in another one.

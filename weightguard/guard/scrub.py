@@ -12,9 +12,9 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 
 from weightguard.finding import Finding, finding
-from weightguard.guard.adapter import Adapter, AdapterError, LiveTensor
+from weightguard.guard.adapter import Adapter, AdapterError, LiveTensor, Token
 from weightguard.guard.baseline import Baseline, Key, TensorBaseline
-from weightguard.guard.check import Look, Verdict, look
+from weightguard.guard.check import Verdict, look
 from weightguard.guard.identity import Identity
 from weightguard.guard.incident import (
     ADAPTER_SWAPPED,
@@ -93,8 +93,16 @@ class Scrubber:
     """Checks the live tensors of one baseline. Safe to share between threads."""
 
     def __init__(
-        self, adapter: Adapter, baseline: Baseline, key: Key, random: Random, waiting: Waiting
+        self,
+        adapter: Adapter,
+        baseline: Baseline,
+        key: Key,
+        random: Random,
+        waiting: Waiting,
+        known: Callable[[Place, Hashable], bool],
     ):
+        """``known`` says whether a deviation, by place and mark, was taken down already."""
+        self._known = known
         self._adapter, self.baseline, self._key = adapter, baseline, key
         self._waiting = waiting
         self._lock = threading.Lock()
@@ -129,70 +137,56 @@ class Scrubber:
 
     def check(self, ref: BlockRef) -> Outcome:
         """Look at one block and judge it."""
-        entry = self.baseline.tensors[ref.tensor]
         try:
-            seen = look(self._adapter, entry, ref, self._key, self._waiting.brief)
-            if seen.verdict is Verdict.CHANGED:
-                return self._changed(entry, ref, seen)
+            return self._look(ref, patient=True)
         except AdapterError as error:
             return Outcome((_unreadable(ref.tensor, error),))
         except Exception as error:
             LOGGER.exception("a live tensor could not be checked")
             return Outcome((_unreadable(ref.tensor, error),))
+
+    def _look(self, ref: BlockRef, *, patient: bool) -> Outcome:
+        entry = self.baseline.tensors[ref.tensor]
+        seen = look(self._adapter, entry, ref, self._key, self._waiting.brief)
         if seen.verdict is Verdict.VANISHED:
             return Outcome((_vanished(ref.tensor, entry),))
         if seen.verdict is Verdict.IN_FLUX:
             return Outcome()
-        return self._sound(ref, seen)
-
-    def _sound(self, ref: BlockRef, seen: Look) -> Outcome:
         assert seen.token is not None
+        if seen.verdict is Verdict.SOUND:
+            return self._sound(ref, seen.token)
+        deviation = self._updated(ref, seen.token)
+        if deviation is None and not self._known(Place(ref.tensor, ref.block), seen.digest):
+            if not entry.sound(self._key):
+                return Outcome((_record_damaged(ref.tensor),))
+            diagnosis = diagnose(entry, ref, seen.data, self._key)
+            if diagnosis.cure is None and patient:
+                # so much at once is what a write looks like that the runtime has yet to count
+                self._waiting.long()
+                return self._look(ref, patient=False)
+            found = corruption(ref, diagnosis)
+            deviation = Deviation(Place(ref.tensor, ref.block), seen.digest, found)
+        return Outcome(() if deviation is None else (deviation,), (), 1, ref.nbytes)
+
+    def _sound(self, ref: BlockRef, token: Token) -> Outcome:
         with self._lock:
-            whole = self._identities[ref.tensor].verified(ref.block, seen.token)
+            whole = self._identities[ref.tensor].verified(ref.block, token)
         sound = [Place(ref.tensor, ref.block), Place(ref.tensor, aspect=READING)]
         return Outcome((), (*sound, *[Place(ref.tensor)] * whole), 1, ref.nbytes)
 
-    def _changed(self, entry: TensorBaseline, ref: BlockRef, seen: Look) -> Outcome:
-        if self._writer(ref, seen) != "nobody":
-            return Outcome((self._updated(ref, seen),), (), 1, ref.nbytes)
-        if not entry.sound(self._key):
-            return Outcome((_record_damaged(ref.tensor),))
-        diagnosis = diagnose(entry, ref, seen.data, self._key)
-        if diagnosis.cure is None:
-            # so much at once is what a write looks like that the runtime has yet to count
-            self._waiting.long()
-            seen = look(self._adapter, entry, ref, self._key, self._waiting.brief)
-            if seen.verdict is Verdict.SOUND:
-                return self._sound(ref, seen)
-            if seen.verdict is not Verdict.CHANGED:
-                return Outcome()
-            if self._writer(ref, seen) != "nobody":
-                return Outcome((self._updated(ref, seen),), (), 1, ref.nbytes)
-            diagnosis = diagnose(entry, ref, seen.data, self._key)
-        place = Place(ref.tensor, ref.block)
-        corrupt = Deviation(place, seen.digest, corruption(ref, diagnosis))
-        return Outcome((corrupt,), (), 1, ref.nbytes)
-
-    def _writer(self, ref: BlockRef, seen: Look) -> str:
-        assert seen.token is not None
+    def _updated(self, ref: BlockRef, token: Token) -> Deviation | None:
+        """Return what a change means of a tensor that the runtime knows was written, else None."""
         with self._lock:
             identity = self._identities[ref.tensor]
-            identity.see(seen.token)
-            return identity.writer
-
-    def _updated(self, ref: BlockRef, seen: Look) -> Deviation:
-        with self._lock:
-            identity = self._identities[ref.tensor]
-            moves, swapped = identity.moves, identity.writer == "adapter"
-        code = ADAPTER_SWAPPED if swapped else UNDECLARED_UPDATE
-        message = (
-            f"its bytes are others than were sealed, and {', '.join(moves) or 'it was written'}"
-        )
-        return Deviation(
-            Place(ref.tensor),
-            code,
-            finding(code, message, tensor=ref.tensor, evidence={"moved": list(moves)}),
-        )
+            identity.see(token)
+            moves, writer = identity.moves, identity.writer
+        if writer == "nobody":
+            return None
+        code = ADAPTER_SWAPPED if writer == "adapter" else UNDECLARED_UPDATE
+        how = ", ".join(moves) or "it was written and put back"
+        message = f"its bytes are others than were sealed: {how}"
+        found = finding(code, message, tensor=ref.tensor, evidence={"moved": list(moves)})
+        return Deviation(Place(ref.tensor), code, found)
 
     def survey(self) -> Outcome:
         """Compare which tensors there are with those that were sealed, and note their tokens."""
