@@ -16,6 +16,7 @@ from weightguard.guard.guard import Guard
 from weightguard.guard.incident import Incident
 from weightguard.guard.mend import Golden
 from weightguard.guard.metrics import MemoryMetrics, Metrics
+from weightguard.guard.pins import super_weight_pins
 from weightguard.guard.schedule import Pace, Position, Schedule
 from weightguard.guard.settings import Pinned, Settings, Status, Surroundings
 from weightguard.guard.state import Event, State
@@ -45,4 +46,5 @@ __all__ = [
     "Surroundings",
     "Token",
     "Writable",
+    "super_weight_pins",
 ]

@@ -137,6 +137,11 @@ class Guard:
         if self._background and self._background.lost and not self._closed:
             self._background.start()
 
+    @property
+    def closed(self) -> bool:
+        """Whether the guard was closed."""
+        return self._closed
+
     def _require_open(self) -> None:
         if self._closed:
             raise WeightguardError("this guard is closed: make a new one")
@@ -320,7 +325,8 @@ class Guard:
             baseline, findings = kept(former, sealed.baseline)
         changed = former.changed(baseline)
         self._hold_to(baseline)
-        self._pins = {pin: bytes(self._adapter.read(*pin)) for pin in self._pins}
+        sizes = dict(baseline.sizes)
+        self.pin(pin for pin in self._pins if pin.stop <= sizes.get(pin.tensor, 0))
         message = f"{len(changed)} of {len(baseline.tensors)} live tensors changed"
         declared = finding(DECLARED_UPDATE, message, evidence={"tensors": changed[:16]})
         return [self._casebook.note(declared), *self._first_incidents(findings)]

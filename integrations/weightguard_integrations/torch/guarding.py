@@ -1,0 +1,116 @@
+"""``guard(model, manifest)``: keeps a served PyTorch model equal to what was attested."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeAlias
+
+from weightguard import Manifest, WeightguardError
+from weightguard.guard import (
+    GoldenCheckpoint,
+    Guard,
+    MemoryMetrics,
+    Metrics,
+    Pace,
+    Settings,
+    super_weight_pins,
+)
+from weightguard.guard.reactions import Reaction
+from weightguard_integrations.torch.live import TorchAdapter, root_of
+from weightguard_integrations.torch.quantities import parse_bytes, parse_rate
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PathOrManifest: TypeAlias = str | os.PathLike[str] | Manifest
+
+_guards: weakref.WeakKeyDictionary[nn.Module, weakref.ref[TorchGuard]] = weakref.WeakKeyDictionary()
+
+
+def guard(  # noqa: PLR0913 - the operator's settings, each with a default
+    model: nn.Module,
+    manifest: PathOrManifest | None = None,
+    *,
+    scrub: str | int | None = "500MB/s",
+    step_budget: str | int = "8MiB",
+    on_incident: Sequence[Reaction] = ("log", "metrics", "repair", "raise"),
+    golden: str | os.PathLike[str] | None = None,
+    names: Mapping[str, str] | None = None,
+    metrics: Metrics | None = None,
+    threads: int = 1,
+) -> TorchGuard:
+    """Seal a loaded model and return its guard; ``with`` it or ``start()`` it to begin.
+
+    Every parameter and buffer is read once and compared with ``manifest`` (a path or an open
+    one), by name, by content, and through casts that lose no bits; without a manifest all are
+    trusted as they are found, and an incident says so. ``scrub`` is the rate of the background
+    thread, None for none; ``step_budget`` is checked before each forward pass. ``golden`` is a
+    checkpoint that damage beyond the residues is repaired from. ``names`` maps names of live
+    tensors to the manifest's. Raises WeightguardError for the manifest of another model, and for
+    a model that an open guard watches already; ManifestError and CheckpointError for paths that
+    cannot be read.
+    """
+    settings = Settings(
+        name=type(root_of(model)).__name__,
+        on_incident=on_incident,
+        pace=None if scrub is None else Pace(parse_rate(scrub)),
+        step_bytes=parse_bytes(step_budget),
+        threads=threads,
+        metrics=metrics or MemoryMetrics(),
+    )
+    watched = _guards.get(root_of(model), lambda: None)()
+    if watched is not None and not watched.closed:
+        raise WeightguardError("this model has a guard already: close that one first")
+    copy = None if golden is None else GoldenCheckpoint(golden)
+    try:
+        with _opened(manifest) as read:
+            made = TorchGuard(TorchAdapter(model), read, settings, names=names, golden=copy)
+            made.pin_super_weights(read)
+    except BaseException:
+        if copy is not None:
+            copy.close()
+        raise
+    made.golden = copy
+    _guards[root_of(model)] = weakref.ref(made)
+    return made
+
+
+class TorchGuard(Guard):
+    """The guard of a PyTorch model; see ``weightguard.guard.Guard``."""
+
+    golden: GoldenCheckpoint | None = None
+
+    def pin_super_weights(self, manifest: Manifest | None) -> None:
+        """Compare the exact bits of the manifest's super weights before each forward pass."""
+        if manifest is not None:
+            self.pin(super_weight_pins(self.baseline, manifest))
+
+    @contextmanager
+    def update(
+        self, manifest: PathOrManifest | None = None, names: Mapping[str, str] | None = None
+    ) -> Iterator[None]:
+        """Declare a change of the live weights. See Guard; a path of a manifest will do."""
+        with _opened(manifest) as read:
+            with super().update(read, names):
+                yield
+            self.pin_super_weights(read)
+
+    def close(self) -> None:
+        """Stop guarding; what was found can still be asked for."""
+        super().close()
+        if self.golden is not None:
+            self.golden.close()
+            self.golden = None
+
+
+@contextmanager
+def _opened(manifest: PathOrManifest | None) -> Iterator[Manifest | None]:
+    """Open a manifest given by its path; leave one that is open to whoever opened it."""
+    if manifest is None or isinstance(manifest, Manifest):
+        yield manifest
+        return
+    with Manifest.read(manifest) as read:
+        yield read
