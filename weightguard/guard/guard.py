@@ -165,12 +165,11 @@ class Guard:
         """
         self._require_open()
         scrubber = self._scrubber
-        passes, verified = scrubber.position.passes, 0
+        passes = scrubber.position.passes
         if scrubber.position.done == 0:
             self._settle(scrubber, scrubber.survey)
         blocks = scrubber.take(nbytes) if seconds is None else self._within(nbytes, seconds)
-        for ref in blocks:
-            verified += self._check(scrubber, ref).nbytes
+        _, verified = self._check_all(scrubber, blocks)
         if scrubber.position.passes > passes:
             self._full_pass()
         return verified
@@ -192,17 +191,23 @@ class Guard:
         self._require_open()
         scrubber = self._scrubber
         self._settle(scrubber, scrubber.survey)
-        blocks = nbytes = 0
-        for ref in scrubber.schedule:
-            outcome = self._check(scrubber, ref)
-            blocks, nbytes = blocks + outcome.blocks, nbytes + outcome.nbytes
+        blocks, nbytes = self._check_all(scrubber, scrubber.schedule)
         complete = blocks == scrubber.schedule.blocks
         if complete:
             self._full_pass()
         return self._report(nbytes, complete=complete)
 
-    def _check(self, scrubber: Scrubber, ref: BlockRef) -> Outcome:
-        outcome = self._settle(scrubber, lambda: scrubber.check(ref))
+    def _check_all(self, scrubber: Scrubber, refs: Iterable[BlockRef]) -> tuple[int, int]:
+        """Check blocks; return how many were verified, and their bytes."""
+        outcomes = [self._check(scrubber, ref, patient=True) for ref in refs]
+        suspects = [ref for outcome in outcomes for ref in outcome.suspects]
+        if suspects:
+            scrubber.wait()
+            outcomes += [self._check(scrubber, ref, patient=False) for ref in suspects]
+        return sum(o.blocks for o in outcomes), sum(o.nbytes for o in outcomes)
+
+    def _check(self, scrubber: Scrubber, ref: BlockRef, *, patient: bool) -> Outcome:
+        outcome = self._settle(scrubber, lambda: scrubber.check(ref, patient=patient))
         if outcome.blocks:
             self.metrics.add(BLOCKS_VERIFIED, outcome.blocks)
             self.metrics.add(SCRUB_BYTES, outcome.nbytes)
@@ -234,8 +239,7 @@ class Guard:
             except AdapterError:
                 same = False
             if not same:
-                for ref in self._scrubber.schedule.containing(*pin):
-                    self._check(self._scrubber, ref)
+                self._check_all(self._scrubber, self._scrubber.schedule.containing(*pin))
 
     # incidents and reactions
 

@@ -54,20 +54,15 @@ class Outcome:
     """What a check of blocks came to.
 
     ``sound`` are places that hold their baseline; ``nbytes`` and ``blocks`` what was verified.
+    ``suspects`` changed so much at once as a write does that the runtime has yet to count: to be
+    looked at again after ``Scrubber.wait``.
     """
 
     deviations: tuple[Deviation, ...] = ()
     sound: tuple[Place, ...] = ()
     blocks: int = 0
     nbytes: int = 0
-
-    def __add__(self, other: Outcome) -> Outcome:
-        return Outcome(
-            self.deviations + other.deviations,
-            self.sound + other.sound,
-            self.blocks + other.blocks,
-            self.nbytes + other.nbytes,
-        )
+    suspects: tuple[BlockRef, ...] = ()
 
 
 class Waiting:
@@ -135,10 +130,14 @@ class Scrubber:
         """After a fork: the thread that may have held the lock is not there any more."""
         self._lock = threading.Lock()
 
-    def check(self, ref: BlockRef) -> Outcome:
-        """Look at one block and judge it."""
+    def wait(self) -> None:
+        """Give a write that is under way time to end."""
+        self._waiting.long()
+
+    def check(self, ref: BlockRef, *, patient: bool = True) -> Outcome:
+        """Look at one block and judge it; with patience, great damage is but suspected."""
         try:
-            return self._look(ref, patient=True)
+            return self._look(ref, patient=patient)
         except AdapterError as error:
             return Outcome((_unreadable(ref.tensor, error),))
         except Exception as error:
@@ -161,9 +160,7 @@ class Scrubber:
                 return Outcome((_record_damaged(ref.tensor),))
             diagnosis = diagnose(entry, ref, seen.data, self._key)
             if diagnosis.cure is None and patient:
-                # so much at once is what a write looks like that the runtime has yet to count
-                self._waiting.long()
-                return self._look(ref, patient=False)
+                return Outcome(suspects=(ref,))
             found = corruption(ref, diagnosis)
             deviation = Deviation(Place(ref.tensor, ref.block), seen.digest, found)
         return Outcome(() if deviation is None else (deviation,), (), 1, ref.nbytes)

@@ -176,19 +176,25 @@ class _Reading:
 def _deviation(
     adapter: Adapter, tensor: LiveTensor, name: str | None, vouchers: Vouchers
 ) -> Iterable[Finding]:
-    """Yield WG401, followed down to the element, where type and shape are the record's."""
+    """Yield WG401 for a tensor that is not its record's, down to the element where types agree."""
+    manifest = vouchers.manifest
     assert name is not None
-    assert vouchers.manifest is not None
+    assert manifest is not None
     record = vouchers.records[name]
-    if (record.dtype, record.shape) != (tensor.dtype.name, tensor.shape):
+    if record.shape != tensor.shape:
+        return
+    if record.dtype in _NARROW.get(tensor.dtype.name, ()):
+        message = f"live {tensor.dtype.name} that is no cast of the attested {record.dtype}"
+        yield finding("WG401", message, tensor=tensor.name, evidence={"expected": record.digest})
+    if record.dtype != tensor.dtype.name:
         return
     observed = Observed()
-    view = live_view(adapter, tensor)
-    number = vouchers.manifest.numbers[name]
+    number = manifest.numbers[name]
 
     def observe(seen: TensorView) -> Sequence[TensorComparison]:
-        return [TensorComparison(seen, record, vouchers.manifest, number, observed)]  # type: ignore[arg-type]
+        return [TensorComparison(seen, record, manifest, number, observed)]
 
+    view = live_view(adapter, tensor)
     scan_tensors([view], observe, digest=vouchers.algorithm, threads=1)
     for difference in observed.differences:
         yield changed(difference)

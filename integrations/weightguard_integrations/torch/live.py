@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from weightguard.guard import AdapterError, Gap, LiveTensor, Token
 from weightguard.tensor import DTYPES
+from weightguard_integrations.torch.entrance import Entrance
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,7 @@ class TorchAdapter:
 
     def __init__(self, model: nn.Module):
         """Take the root module, compiled or not."""
-        self._root = root_of(model)
+        self._entrance, self._root = model, root_of(model)
         self._aliases: dict[str, tuple[str, ...]] = {}
 
     def tensors(self) -> Sequence[LiveTensor]:
@@ -91,15 +92,8 @@ class TorchAdapter:
         rows.copy_(copy)
 
     def attach(self, before_step: Callable[[], None]) -> Callable[[], None]:
-        """See Attachable: a pre-hook of the root, which fires whether the model is compiled or not.
-
-        Hooks of a module inside the root would be ignored after its first compiled run.
-        """
-
-        def hook(_module: nn.Module, _inputs: tuple[Any, ...]) -> None:
-            before_step()
-
-        return self._root.register_forward_pre_hook(hook, prepend=True).remove
+        """See Attachable and Entrance: compiled or not, before or after."""
+        return Entrance(self._entrance, self._root, before_step).remove
 
     def gaps(self) -> Sequence[Gap]:
         """See Incomplete."""

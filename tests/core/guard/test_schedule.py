@@ -92,14 +92,15 @@ def test_blocks_tile_every_tensor(sizes: list[tuple[str, int]]) -> None:
     assert ends == dict(sizes)
 
 
-@given(st.integers(1, 40 * BLOCK_BYTES), st.integers(1, 9))
+@settings(deadline=None)
+@given(st.integers(BLOCK_BYTES // 16, 40 * BLOCK_BYTES), st.integers(1, 9))
 def test_a_full_pass_takes_no_more_portions_than_its_bytes(portion: int, tensors: int) -> None:
     schedule = Schedule([(str(n), 3 * BLOCK_BYTES) for n in range(tensors)])
     position, portions = Position(), 0
-    while position.passes == 0 and portions < 10_000:
+    while position.passes == 0:
         position, _ = schedule.take(position, portion)
         portions += 1
-    assert portions <= -(-schedule.nbytes // portion) or portions == 10_000
+    assert portions <= -(-schedule.nbytes // portion)
 
 
 def test_small_tensors_cost_what_visiting_them_takes() -> None:

@@ -49,6 +49,8 @@ class TorchSubject:
         tensor = self.model.get_parameter(name) if self._is_parameter(name) else (
             self.model.get_buffer(name)
         )  # fmt: skip
+        if not data:
+            return
         new = torch.frombuffer(bytearray(data), dtype=tensor.dtype).reshape(tensor.shape)
         with torch.no_grad():
             tensor.copy_(new)
