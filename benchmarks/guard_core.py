@@ -87,11 +87,11 @@ def main() -> None:
     options = parser.parse_args()
     adapter = ArrayAdapter(ArrayRuntime(arrays(options.megabytes)))
 
-    def make(pace: Pace | None = Pace(RATE)) -> Guard:
-        return Guard(adapter, settings=Settings(on_incident=(), pace=pace))
+    def make() -> Guard:
+        return Guard(adapter, settings=Settings(on_incident=(), pace=Pace(RATE)))
 
     start = time.process_time()
-    guard = make(None)
+    guard = make()
     sealing = time.process_time() - start
     nbytes, baseline = guard.status().pass_bytes, guard.status().baseline_bytes
     print(f"live bytes                 {nbytes / 1e6:8.0f} MB")

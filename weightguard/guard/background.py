@@ -1,4 +1,4 @@
-"""The background thread of a guard: one slice after another, at the rate of a pace."""
+"""A background thread of a guard: the same thing again and again, a period apart."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import threading
 import time
 from collections.abc import Callable
 
-from weightguard.guard.schedule import Pace, Random
+MAX_LAG = 0.1
+"""Seconds that the thread may be behind its pace and still catch up."""
 
 LOGGER = logging.getLogger("weightguard.guard")
 
 
 class Background:
-    """Calls ``scrub(nbytes)`` at a pace, in a daemon thread, until it is stopped."""
+    """Calls ``act`` in a daemon thread, ``period()`` seconds from start to start, until stopped."""
 
-    def __init__(self, scrub: Callable[[int], object], pace: Pace, random: Random):
-        self._scrub, self._pace, self._random = scrub, pace, random
+    def __init__(self, act: Callable[[], object], period: Callable[[], float], name: str):
+        self._act, self._period, self._name = act, period, name
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -25,7 +26,7 @@ class Background:
         if not self.running:
             self._stop = threading.Event()
             self._thread = threading.Thread(
-                target=self._run, args=(self._stop,), name="weightguard-scrub", daemon=True
+                target=self._run, args=(self._stop,), name=self._name, daemon=True
             )
             self._thread.start()
 
@@ -47,10 +48,12 @@ class Background:
         self._thread = None
 
     def _run(self, stop: threading.Event) -> None:
+        due = time.monotonic()
         while not stop.is_set():
-            began = time.monotonic()
             try:
-                self._scrub(self._pace.slice)
+                self._act()
             except Exception:
-                LOGGER.exception("a scrub failed; the next one follows")
-            stop.wait(self._pace.pause(time.monotonic() - began, self._random))
+                LOGGER.exception("%s failed; it goes on", self._name)
+            # what a busy machine made late is caught up with, but never in one long run
+            due = max(due + self._period(), time.monotonic() - MAX_LAG)
+            stop.wait(max(due - time.monotonic(), 0))

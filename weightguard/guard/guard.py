@@ -72,15 +72,13 @@ class Guard:
         """
         self.settings = settings or Settings()
         self._around = surroundings or Surroundings()
-        self._adapter, self._key = adapter, Key()
+        self.adapter, self._key = adapter, Key()
         self.metrics = self.settings.metrics
         self._reactions = Reactions(self.settings.on_incident, self.metrics)
         self._casebook = Casebook(self.metrics, self._around.clock)
         self._mender = Mender(adapter, self._key, golden)
         self._mending, self._gate = threading.Lock(), Gate()
-        self._background = self.settings.pace and Background(
-            self.scrub, self.settings.pace, self._around.random
-        )
+        self._background = self._backgrounds()
         self._detach: Callable[[], None] | None = None
         self._closed = False
         self._pins: dict[Pinned, bytes] = {}
@@ -98,17 +96,27 @@ class Guard:
     def start(self) -> Self:
         """Attach to the forward pass and start the background thread, as far as there are any."""
         self._require_open()
-        if self._detach is None and isinstance(self._adapter, Attachable):
-            self._detach = self._adapter.attach(self.step)
-        if self._background:
-            self._background.start()
+        if self._detach is None and isinstance(self.adapter, Attachable):
+            self._detach = self.adapter.attach(self.step)
+        for thread in self._background:
+            thread.start()
         return self
+
+    def _backgrounds(self) -> list[Background]:
+        """Return what goes on beside the forward passes once the guard is started."""
+        pace, random = self.settings.pace, self._around.random
+        if pace is None:
+            return []
+        scrub = Background(
+            lambda: self.scrub(pace.slice), lambda: pace.period(random), "weightguard-scrub"
+        )
+        return [scrub]
 
     def close(self) -> None:
         """Stop guarding; what was found can still be asked for."""
         self._closed = True
-        if self._background:
-            self._background.stop()
+        for thread in self._background:
+            thread.stop()
         if self._detach is not None:
             self._detach()
             self._detach = None
@@ -134,8 +142,9 @@ class Guard:
         self._casebook.renew_lock()
         if isinstance(self.metrics, MemoryMetrics):
             self.metrics.renew_lock()
-        if self._background and self._background.lost and not self._closed:
-            self._background.start()
+        for thread in self._background:
+            if thread.lost and not self._closed:
+                thread.start()
 
     @property
     def closed(self) -> bool:
@@ -230,12 +239,12 @@ class Guard:
 
     def pin(self, pins: Iterable[Pinned]) -> None:
         """Compare these bytes before every forward pass, as they are now. Raises AdapterError."""
-        self._pins = {pin: bytes(self._adapter.read(*pin)) for pin in pins}
+        self._pins = {pin: bytes(self.adapter.read(*pin)) for pin in pins}
 
     def _check_pins(self) -> None:
         for pin, expected in self._pins.items():
             try:
-                same = self._adapter.read(*pin) == expected
+                same = self.adapter.read(*pin) == expected
             except AdapterError:
                 same = False
             if not same:
@@ -323,7 +332,7 @@ class Guard:
         self, manifest: Manifest | None, names: Mapping[str, str] | None
     ) -> list[Incident]:
         former = self._scrubber.baseline
-        sealed = seal(self._adapter, self._key, manifest, names, self.settings.threads)
+        sealed = seal(self.adapter, self._key, manifest, names, self.settings.threads)
         baseline, findings = sealed.baseline, sealed.findings
         if manifest is None:
             baseline, findings = kept(former, sealed.baseline)
@@ -338,7 +347,7 @@ class Guard:
     def _hold_to(self, baseline: Baseline) -> None:
         former: Scrubber | None = getattr(self, "_scrubber", None)
         self._scrubber = Scrubber(
-            self._adapter,
+            self.adapter,
             baseline,
             self._key,
             self._around.random,
@@ -402,7 +411,7 @@ class Guard:
         )
 
     def _gaps(self) -> Sequence[Gap]:
-        return self._adapter.gaps() if isinstance(self._adapter, Incomplete) else ()
+        return self.adapter.gaps() if isinstance(self.adapter, Incomplete) else ()
 
     def _report(self, nbytes: int, *, complete: bool) -> Report:
         schedule, tensors = self._scrubber.schedule, len(self._scrubber.baseline.tensors)

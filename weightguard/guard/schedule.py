@@ -20,7 +20,7 @@ LEAST_CHARGE = 32 << 10
 """Bytes that a block costs at least: visiting a small one takes as long as hashing this many."""
 
 JITTER = 0.25
-"""Share of its length by which a pause varies in either direction."""
+"""Share of its length by which a period varies in either direction."""
 
 
 class BlockRef(NamedTuple):
@@ -167,13 +167,12 @@ class Pace:
     rate: int
     slice: int = 4 * BLOCK_BYTES
 
-    def pause(self, spent: float, random: Random) -> float:
-        """Return the seconds to wait after a slice that took ``spent`` seconds, jittered.
+    def period(self, random: Random) -> float:
+        """Return the seconds from the start of one slice to that of the next, jittered.
 
-        On average slices then begin every slice/rate seconds.
+        On average they are slice/rate, so that the rate is kept.
         """
-        period = self.slice / self.rate * (1 + JITTER * (2 * random.random() - 1))
-        return max(period - spent, 0.0)
+        return self.slice / self.rate * (1 + JITTER * (2 * random.random() - 1))
 
     def pass_seconds(self, nbytes: int) -> float:
         """Return how long a pass over ``nbytes`` takes on average."""

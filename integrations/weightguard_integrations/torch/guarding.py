@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
-from weightguard import Manifest, WeightguardError
+from weightguard import IntegrityError, Manifest, WeightguardError
+from weightguard.finding import finding
 from weightguard.guard import (
     GoldenCheckpoint,
     Guard,
@@ -16,16 +18,24 @@ from weightguard.guard import (
     Metrics,
     Pace,
     Settings,
+    State,
     super_weight_pins,
 )
+from weightguard.guard.background import Background
+from weightguard.guard.incident import CANARY, RUNTIME_EXCEPTION
+from weightguard.guard.ledger import Place
 from weightguard.guard.reactions import Reaction
 from weightguard_integrations.torch.live import TorchAdapter, root_of
-from weightguard_integrations.torch.quantities import parse_bytes, parse_rate
+from weightguard_integrations.torch.live_canary import LiveCanary
+from weightguard_integrations.torch.quantities import parse_bytes, parse_rate, parse_seconds
 
 if TYPE_CHECKING:
     from torch import nn
 
 PathOrManifest: TypeAlias = str | os.PathLike[str] | Manifest
+
+LOGGER = logging.getLogger("weightguard.guard")
+_CANARY = Place("", aspect="canary")
 
 _guards: weakref.WeakKeyDictionary[nn.Module, weakref.ref[TorchGuard]] = weakref.WeakKeyDictionary()
 
@@ -36,6 +46,7 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
     *,
     scrub: str | int | None = "500MB/s",
     step_budget: str | int = "8MiB",
+    canary: str | float | None = "60s",
     on_incident: Sequence[Reaction] = ("log", "metrics", "repair", "raise"),
     golden: str | os.PathLike[str] | None = None,
     names: Mapping[str, str] | None = None,
@@ -47,7 +58,8 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
     Every parameter and buffer is read once and compared with ``manifest`` (a path or an open
     one), by name, by content, and through casts that lose no bits; without a manifest all are
     trusted as they are found, and an incident says so. ``scrub`` is the rate of the background
-    thread, None for none; ``step_budget`` is checked before each forward pass. ``golden`` is a
+    thread, None for none; ``step_budget`` is checked before each forward pass. ``canary`` is how
+    often the canary of a calibrated manifest runs, beside the requests. ``golden`` is a
     checkpoint that damage beyond the residues is repaired from. ``names`` maps names of live
     tensors to the manifest's. Raises WeightguardError for the manifest of another model, and for
     a model that an open guard watches already; ManifestError and CheckpointError for paths that
@@ -66,9 +78,11 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
         raise WeightguardError("this model has a guard already: close that one first")
     copy = None if golden is None else GoldenCheckpoint(golden)
     try:
-        with _opened(manifest) as read:
+        with opened(manifest) as read:
             made = TorchGuard(TorchAdapter(model), read, settings, names=names, golden=copy)
             made.pin_super_weights(read)
+            if canary is not None:
+                made.set_canary(read, parse_seconds(canary))
     except BaseException:
         if copy is not None:
             copy.close()
@@ -82,6 +96,43 @@ class TorchGuard(Guard):
     """The guard of a PyTorch model; see ``weightguard.guard.Guard``."""
 
     golden: GoldenCheckpoint | None = None
+    _canary: LiveCanary | None = None
+
+    def set_canary(self, manifest: Manifest | None, period: float) -> None:
+        """Run the canary of a calibrated manifest every ``period`` seconds once started."""
+        calibration = None if manifest is None else manifest.document.calibration
+        if calibration is None or not isinstance(self.adapter, TorchAdapter):
+            return
+        self._canary = LiveCanary(self.adapter.root, calibration.canary.tokens)
+        self._background.append(Background(self.run_canary, lambda: period, "weightguard-canary"))
+
+    def run_canary(self) -> bool:
+        """Run the canary now; return whether its logits are those of the sealed model.
+
+        Where they are not, all weights are checked, and repaired by policy, before it runs once
+        more: what it still finds then no digest explains, and is WG906. Without a canary, True.
+        """
+        if self._canary is None or self.closed or self.state is State.SEALING:
+            return True
+        try:
+            difference = self._canary.difference()
+            if difference is not None:
+                self.check()
+                difference = self._canary.difference()
+        except IntegrityError:
+            return False  # the forward pass raised what is known already
+        except Exception as error:
+            LOGGER.exception("the canary could not run")
+            message = f"the canary raised {type(error).__name__}: {error}"[:500]
+            self.report_incident(_CANARY, finding(RUNTIME_EXCEPTION, message))
+            return False
+        if difference is None:
+            self.report_sound(_CANARY)
+            return True
+        message = f"a logit differs by {difference:.3g} from the sealed model's"
+        evidence = {"difference": repr(difference)}
+        self.report_incident(_CANARY, finding(CANARY, message, evidence=evidence))
+        return False
 
     def pin_super_weights(self, manifest: Manifest | None) -> None:
         """Compare the exact bits of the manifest's super weights before each forward pass."""
@@ -93,10 +144,12 @@ class TorchGuard(Guard):
         self, manifest: PathOrManifest | None = None, names: Mapping[str, str] | None = None
     ) -> Iterator[None]:
         """Declare a change of the live weights. See Guard; a path of a manifest will do."""
-        with _opened(manifest) as read:
+        with opened(manifest) as read:
             with super().update(read, names):
                 yield
             self.pin_super_weights(read)
+            if self._canary is not None:
+                self._canary.record()
 
     def close(self) -> None:
         """Stop guarding; what was found can still be asked for."""
@@ -107,7 +160,7 @@ class TorchGuard(Guard):
 
 
 @contextmanager
-def _opened(manifest: PathOrManifest | None) -> Iterator[Manifest | None]:
+def opened(manifest: PathOrManifest | None) -> Iterator[Manifest | None]:
     """Open a manifest given by its path; leave one that is open to whoever opened it."""
     if manifest is None or isinstance(manifest, Manifest):
         yield manifest

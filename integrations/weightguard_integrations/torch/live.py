@@ -11,22 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightguard.guard import AdapterError, Gap, LiveTensor, Token
-from weightguard.tensor import DTYPES
+from weightguard_integrations.torch.dtypes import dtype_of
 from weightguard_integrations.torch.entrance import Entrance
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-_DTYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
-    "complex64": "C64", "complex128": "C128", "bool": "BOOL",
-    "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16",
-    "uint32": "U32", "int32": "I32", "uint64": "U64", "int64": "I64",
-    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
-}  # fmt: skip
-"""Names of torch's dtypes and ours."""
 
 COMPILED_PREFIX = "_orig_mod."
 """What ``torch.compile`` puts before the names of the module that it wraps."""
@@ -49,6 +39,11 @@ class TorchAdapter:
         self._entrance, self._root = model, root_of(model)
         self._aliases: dict[str, tuple[str, ...]] = {}
 
+    @property
+    def root(self) -> nn.Module:
+        """The module whose tensors these are, not compiled."""
+        return self._root
+
     def tensors(self) -> Sequence[LiveTensor]:
         """See Adapter."""
         groups: dict[tuple[object, ...], list[_Named]] = defaultdict(list)
@@ -65,10 +60,10 @@ class TorchAdapter:
     def describe(self, name: str) -> LiveTensor | None:
         """See Adapter."""
         tensor = self._find(name)
-        if tensor is None or _obstacle(tensor) is not None:
+        dtype = None if tensor is None else dtype_of(tensor)
+        if tensor is None or dtype is None or _obstacle(tensor) is not None:
             return None
         token = Token(tensor.data_ptr(), _version(tensor), self._variant(name))
-        dtype = DTYPES[_DTYPES[_dtype_name(tensor)]]
         return LiveTensor(name, dtype, tuple(tensor.shape), token, self._aliases.get(name, ()))
 
     def read(self, name: str, start: int, stop: int) -> memoryview:
@@ -182,13 +177,9 @@ def _obstacle(tensor: torch.Tensor) -> str | None:
         return f"on {tensor.device.type}, whose memory is not read yet"
     if tensor.layout is not torch.strided or tensor.is_quantized:
         return "sparse or quantised"
-    if _dtype_name(tensor) not in _DTYPES:
+    if dtype_of(tensor) is None:
         return f"of dtype {tensor.dtype}"
     return None
-
-
-def _dtype_name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _version(tensor: torch.Tensor) -> int:

@@ -1,0 +1,94 @@
+"""The live canary: bit for bit, silent on a sound model, and louder than digests where they end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.integrations.torch.test_guard import bits, codes
+from tests.integrations.torch.tiny_models import llama
+from weightguard import Manifest, fingerprint
+from weightguard.guard import State
+from weightguard_integrations.torch import calibrate, guard
+
+TOKENS = torch.arange(12)[None]
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Manifest]:
+    """The manifest of the tiny Llama, calibrated."""
+    folder = tmp_path_factory.mktemp("calibrated") / "model"
+    llama().save_pretrained(folder)
+    with fingerprint(folder) as plain, calibrate(folder, plain) as calibrated:
+        yield calibrated
+
+
+def test_a_sound_model_answers_bit_for_bit_through_use(manifest: Manifest) -> None:
+    model = llama().eval()
+    made = guard(model, manifest, scrub=None)
+    for length in (1, 5, 12):
+        with torch.inference_mode():
+            model(TOKENS[:, :length])
+        assert made.run_canary()
+    assert codes(made) == []
+    made.close()
+
+
+def test_damaged_weights_are_repaired_before_it_runs_once_more(manifest: Manifest) -> None:
+    model = llama().eval()
+    made = guard(model, manifest, scrub=None, on_incident=("repair",))
+    bits(model.lm_head.weight)[5, 6] ^= 1 << 13
+    assert made.run_canary()
+    assert codes(made) == ["WG901", "WG907"]
+    made.close()
+
+
+def test_what_no_digest_reaches_is_a_canary_mismatch(manifest: Manifest) -> None:
+    """A hook that changes an activation stands for a packed copy that went bad."""
+    model = llama().eval()
+    made = guard(model, manifest, scrub=None, on_incident=("metrics",))
+    handle = model.model.norm.register_forward_hook(lambda module, inputs, out: out * 1.25)
+    assert not made.run_canary()
+    assert not made.run_canary()
+    assert codes(made) == ["WG906"]
+    assert made.state is State.DEGRADED
+    handle.remove()
+    assert made.run_canary()
+    assert made.state is State.HEALTHY
+    made.close()
+
+
+def test_a_model_that_fails_is_an_incident_and_not_an_exception(manifest: Manifest) -> None:
+    model = llama().eval()
+    made = guard(model, manifest, scrub=None, on_incident=("metrics",))
+
+    def broken(*_: object) -> None:
+        raise IndexError("out of range")
+
+    handle = model.model.norm.register_forward_hook(broken)
+    assert not made.run_canary()
+    assert codes(made) == ["WG909"]
+    handle.remove()
+    made.close()
+
+
+def test_it_runs_by_itself_and_an_update_records_it_again(manifest: Manifest) -> None:
+    model = llama().eval()
+    with guard(model, manifest, scrub=None, canary="20ms", on_incident=("metrics",)) as made:
+        with made.update(), torch.no_grad():
+            model.lm_head.weight.mul_(2)
+        handle = model.model.norm.register_forward_hook(lambda module, inputs, out: out * 1.25)
+        ends = time.monotonic() + 20
+        while "WG906" not in codes(made) and time.monotonic() < ends:
+            time.sleep(0.02)
+        handle.remove()
+    assert codes(made) == ["WG903", "WG906"]
+
+
+def test_without_a_calibration_there_is_none() -> None:
+    made = guard(llama(), canary="1s")
+    assert made.run_canary()
+    made.close()
