@@ -14,6 +14,7 @@ class Gate:
         self._changed = threading.Condition()
         self._inside = 0
         self._closed_by: int | None = None
+        self._mine = threading.local()
 
     @contextmanager
     def check(self) -> Iterator[bool]:
@@ -21,23 +22,32 @@ class Gate:
         with self._changed:
             let_in = self._closed_by is None
             self._inside += let_in
+        self._mine.inside = self._inside_here() + let_in
         try:
             yield let_in
         finally:
+            self._mine.inside -= let_in
             with self._changed:
                 self._inside -= let_in
                 self._changed.notify_all()
+
+    def _inside_here(self) -> int:
+        """Return how often the calling thread is inside."""
+        return int(getattr(self._mine, "inside", 0))
 
     @contextmanager
     def closed(self) -> Iterator[None]:
         """Close the gate, once all checks have left; another closer waits for this one.
 
-        Raises RuntimeError for a thread that has closed it already: it would wait for itself.
+        Raises RuntimeError where the thread would wait for itself: it has closed the gate already,
+        or is inside of it.
         """
         me = threading.get_ident()
         with self._changed:
             if self._closed_by == me:
                 raise RuntimeError("an update within an update: end the outer one first")
+            if self._inside_here():
+                raise RuntimeError("an update within a check: declare it when the check is over")
             self._changed.wait_for(lambda: self._closed_by is None)
             self._closed_by = me
             self._changed.wait_for(lambda: self._inside == 0)

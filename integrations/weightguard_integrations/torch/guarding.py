@@ -14,11 +14,11 @@ from weightguard.finding import finding
 from weightguard.guard import (
     GoldenCheckpoint,
     Guard,
+    Incident,
     MemoryMetrics,
     Metrics,
     Pace,
     Settings,
-    State,
     super_weight_pins,
 )
 from weightguard.guard.background import Background
@@ -112,13 +112,13 @@ class TorchGuard(Guard):
         Where they are not, all weights are checked, and repaired by policy, before it runs once
         more: what it still finds then no digest explains, and is WG906. Without a canary, True.
         """
-        if self._canary is None or self.closed or self.state is State.SEALING:
+        if self._canary is None or self.closed:
             return True
         try:
-            difference = self._canary.difference()
+            difference = self._difference(self._canary)
             if difference is not None:
                 self.check()
-                difference = self._canary.difference()
+                difference = self._difference(self._canary)
         except IntegrityError:
             return False  # the forward pass raised what is known already
         except Exception as error:
@@ -139,6 +139,19 @@ class TorchGuard(Guard):
         if manifest is not None:
             self.pin(super_weight_pins(self.baseline, manifest))
 
+    def _difference(self, canary: LiveCanary) -> float | None:
+        """Run the canary, never while an update goes on."""
+        with self._gate.check() as let_in:
+            return canary.difference() if let_in else None
+
+    def _seal_again(
+        self, manifest: Manifest | None, names: Mapping[str, str] | None
+    ) -> list[Incident]:
+        incidents = super()._seal_again(manifest, names)
+        if self._canary is not None:
+            self._canary.record()
+        return incidents
+
     @contextmanager
     def update(
         self, manifest: PathOrManifest | None = None, names: Mapping[str, str] | None = None
@@ -148,8 +161,6 @@ class TorchGuard(Guard):
             with super().update(read, names):
                 yield
             self.pin_super_weights(read)
-            if self._canary is not None:
-                self._canary.record()
 
     def close(self) -> None:
         """Stop guarding; what was found can still be asked for."""

@@ -15,6 +15,7 @@ from weightguard.checkpoint import Checkpoint
 from weightguard.compare import Observed, TensorComparison, match_names
 from weightguard.finding import Coverage, Finding, Report, ordered
 from weightguard.rules.equality import check_equality
+from weightguard.scan.digest import BLOCK_BYTES
 from weightguard.scan.fingerprint import TensorObserver
 from weightguard.scan.stream import scan_tensors
 from weightguard.tensor import ByteSource, TensorView
@@ -65,9 +66,13 @@ class _Capture:
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """See ByteSource."""
-        kept = self.memory[offset : offset + len(buffer)]
+        # what is read beyond a block is the next one's to keep, which may have been read before
+        own = min(len(buffer), BLOCK_BYTES - offset % BLOCK_BYTES)
+        kept = self.memory[offset : offset + own]
         self.source.read_into(offset, kept.data)
-        buffer[:] = kept.data
+        buffer[:own] = kept.data
+        if own < len(buffer):
+            self.source.read_into(offset + own, buffer[own:])
 
 
 def _allocate(view: TensorView) -> tuple[torch.Tensor, NDArray[np.uint8]]:
