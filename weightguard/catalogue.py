@@ -610,14 +610,6 @@ _RULES = (
         "Merge and unmerge adapters inside `with guard.update(...)`.",
     ),
     Rule(
-        "WG905",
-        "sentinel-out-of-band",
-        _ERROR,
-        "An activation left the band or bound that was calibrated for it.",
-        "A model whose massive activations are missing or out of range answers wrongly.",
-        "Check the weights; calibrate again if the prompts are of another kind.",
-    ),
-    Rule(
         "WG906",
         "canary-mismatch",
         _CRITICAL,

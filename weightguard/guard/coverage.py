@@ -78,7 +78,7 @@ def gap_findings(gaps: Sequence[Gap]) -> Iterator[Finding]:
             known = "" if all(gap.nbytes is not None for gap in names) else "at least "
             yield finding(
                 UNCOVERED,
-                f"{len(names)} live weights, {known}{nbytes} bytes, are {kind}: "
+                f"{known}{nbytes} bytes of live weights in {len(names)} places are {kind}: "
                 f"{names[0].name!r:.200}, {names[0].reason}",
                 evidence={"names": [gap.name for gap in names[:16]]},
             )

@@ -142,19 +142,19 @@ class Reactions:
         extra = {"weightguard": msgspec.to_builtins(incident)}
         if held_back:
             LOGGER.warning("%d incidents were not logged: too many at once", held_back)
-        LOGGER.log(
-            _LEVELS[incident.level],
-            "%s %s%s: %s",
-            incident.code,
-            "" if incident.tensor is None else ascii(incident.tensor)[1:-1],
-            "" if incident.block is None else f" block {incident.block}",
-            incident.finding.message,
-            extra=extra,
-        )
+        LOGGER.log(_LEVELS[incident.level], "%s", _line(incident), extra=extra)
 
     def _count(self, guard: Subject, incident: Incident) -> None:
         if incident.level >= Severity.ERROR:
             self._metrics.add(MISMATCHES, 1, incident.code)
+
+
+def _line(incident: Incident) -> str:
+    """Return an incident in one line, without control characters: names are not ours."""
+    block = "" if incident.block is None else f" block {incident.block}"
+    place = "" if incident.tensor is None else f" {incident.tensor}{block}"
+    line = f"{incident.code}{place}: {incident.finding.message}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _quarantine(guard: Subject, incident: Incident) -> None:

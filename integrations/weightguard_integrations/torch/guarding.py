@@ -81,8 +81,9 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
         with opened(manifest) as read:
             made = TorchGuard(TorchAdapter(model), read, settings, names=names, golden=copy)
             made.pin_super_weights(read)
-            if canary is not None:
-                made.set_canary(read, parse_seconds(canary))
+            calibration = None if read is None else read.document.calibration
+            if canary is not None and calibration is not None:
+                made.set_canary(calibration.canary.tokens, parse_seconds(canary))
     except BaseException:
         if copy is not None:
             copy.close()
@@ -98,12 +99,13 @@ class TorchGuard(Guard):
     golden: GoldenCheckpoint | None = None
     _canary: LiveCanary | None = None
 
-    def set_canary(self, manifest: Manifest | None, period: float) -> None:
-        """Run the canary of a calibrated manifest every ``period`` seconds once started."""
-        calibration = None if manifest is None else manifest.document.calibration
-        if calibration is None or not isinstance(self.adapter, TorchAdapter):
-            return
-        self._canary = LiveCanary(self.adapter.root, calibration.canary.tokens)
+    def set_canary(self, tokens: Sequence[int], period: float) -> None:
+        """Record what the model answers ``tokens`` now, and ask again every ``period`` seconds.
+
+        For a language model, before the guard is started.
+        """
+        assert isinstance(self.adapter, TorchAdapter)
+        self._canary = LiveCanary(self.adapter.root, tokens)
         self._background.append(Background(self.run_canary, lambda: period, "weightguard-canary"))
 
     def run_canary(self) -> bool:

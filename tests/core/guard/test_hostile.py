@@ -172,6 +172,16 @@ def test_a_limit_fills_up_again() -> None:
     assert not limit.allows(101.6)
 
 
+def test_names_and_messages_do_not_steer_a_log(caplog: pytest.LogCaptureFixture) -> None:
+    runtime = ArrayRuntime({"w\x1b[2J\n::error": np.ones(99)})
+    guard = Guard(ArrayAdapter(runtime), settings=Settings(on_incident=("log",)))
+    runtime.arrays["w\x1b[2J\n::error"][3] = 2
+    guard.check()
+    (line,) = (r.getMessage() for r in caplog.records if "WG901" in r.getMessage())
+    assert line.startswith("WG901 w\\x1b[2J\\n::error block 0: 1 row changed")
+    assert caplog.records[-1].weightguard["finding"]["rule"] == "WG901"
+
+
 def test_an_unknown_reaction_is_refused(adapter: Hostile) -> None:
     with pytest.raises(WeightguardError, match="is no reaction"):
         Guard(adapter, settings=Settings(on_incident=("explode",)))  # type: ignore[arg-type]
