@@ -154,6 +154,11 @@ class Baseline:
         same = {name for name in both if self.tensors[name].equals(other.tensors[name])}
         return sorted(names - same)
 
+    def same_token(self, other: Baseline, name: str) -> bool:
+        """Return whether both know a tensor, and the runtime counted no write between them."""
+        ours, theirs = self.tensors.get(name), other.tensors.get(name)
+        return ours is not None and theirs is not None and ours.tensor.token == theirs.tensor.token
+
     @property
     def sizes(self) -> list[tuple[str, int]]:
         """Names and sizes in bytes, as a schedule takes them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 
 from weightguard.catalogue import Severity
 from weightguard.finding import Finding
@@ -93,12 +93,15 @@ class Casebook:
         with self._lock:
             self._after(event)
 
-    def begin_again(self) -> None:
-        """Strike everything: the baseline is another one."""
+    def begin_again(self, kept: Collection[Place] = ()) -> None:
+        """Strike everything but what ``kept`` places deviate in: the baseline is another one."""
         with self._lock:
-            self._ledger.clear()
-            self._open.clear()
             self._after(Event.SEALED)
+            for place, _ in self._ledger.places():
+                if place not in kept:
+                    self._strike(place)
+            if self._open:
+                self._after(Event.OPENED)
 
     def _enter(
         self, found: Finding, deviation: Deviation | None = None, cause: int | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -18,7 +18,7 @@ from typing import Self
 from weightguard.errors import IntegrityError, WeightguardError
 from weightguard.finding import Coverage, Finding, Report, finding
 from weightguard.guard import forks
-from weightguard.guard.adapter import Adapter, AdapterError, Attachable, Gap, Incomplete
+from weightguard.guard.adapter import Adapter, Attachable, Gap, Incomplete
 from weightguard.guard.background import Background
 from weightguard.guard.baseline import Baseline, Key
 from weightguard.guard.casebook import Casebook
@@ -49,6 +49,11 @@ from weightguard.guard.settings import Pinned, Settings, Status, Surroundings
 from weightguard.guard.state import Event, State
 from weightguard.manifest import Manifest
 from weightguard.scan.digest import BLOCK_BYTES
+
+ATTESTATION = "attestation"
+"""Aspect of a place: whether what was sealed is what the manifest holds."""
+MAX_LISTED = 16
+"""Names that one incident lists."""
 
 
 class Guard:
@@ -245,7 +250,7 @@ class Guard:
         for pin, expected in self._pins.items():
             try:
                 same = self.adapter.read(*pin) == expected
-            except AdapterError:
+            except Exception:  # noqa: BLE001 - the check that follows says what is wrong
                 same = False
             if not same:
                 self._check_all(self._scrubber, self._scrubber.schedule.containing(*pin))
@@ -322,10 +327,10 @@ class Guard:
             self._casebook.move(Event.UPDATING)
             try:
                 yield
+                incidents = self._seal_again(manifest, names)
             except BaseException:
                 self._casebook.move(Event.OPENED if self._casebook.open else Event.SEALED)
                 raise
-            incidents = self._seal_again(manifest, names)
         self._react(incidents)
 
     def _seal_again(
@@ -337,14 +342,17 @@ class Guard:
         if manifest is None:
             baseline, findings = kept(former, sealed.baseline)
         changed = former.changed(baseline)
-        self._hold_to(baseline)
+        self._hold_to(baseline, () if manifest is not None else former.tensors.keys() - changed)
         sizes = dict(baseline.sizes)
         self.pin(pin for pin in self._pins if pin.stop <= sizes.get(pin.tensor, 0))
         message = f"{len(changed)} of {len(baseline.tensors)} live tensors changed"
-        declared = finding(DECLARED_UPDATE, message, evidence={"tensors": changed[:16]})
+        unaccounted = [name for name in changed if former.same_token(baseline, name)]
+        evidence = {"tensors": changed[:MAX_LISTED], "unaccounted": unaccounted[:MAX_LISTED]}
+        declared = finding(DECLARED_UPDATE, message, evidence=evidence)
         return [self._casebook.note(declared), *self._first_incidents(findings)]
 
-    def _hold_to(self, baseline: Baseline) -> None:
+    def _hold_to(self, baseline: Baseline, unchanged: Collection[str] = ()) -> None:
+        """Begin again with another baseline; ``unchanged`` tensors are attested no better by it."""
         former: Scrubber | None = getattr(self, "_scrubber", None)
         self._scrubber = Scrubber(
             self.adapter,
@@ -356,7 +364,7 @@ class Guard:
         )
         if former is not None:
             self._scrubber.resume(former)
-        self._casebook.begin_again()
+        self._casebook.begin_again({Place(name, aspect=ATTESTATION) for name in unchanged})
         self.metrics.set(COVERAGE_RATIO, self.coverage().ratio)
 
     def _first_incidents(self, findings: Iterable[Finding]) -> list[Incident]:
@@ -366,7 +374,7 @@ class Guard:
         news, self._known_gaps = gaps if gaps != self._known_gaps else (), gaps
         for found in (*findings, *gap_findings(news)):
             if found.rule.startswith("WG4"):
-                place = Place(found.location.tensor or "", None, "attestation")
+                place = Place(found.location.tensor or "", aspect=ATTESTATION)
                 incidents += self._casebook.take([Deviation(place, found.rule, found)])
             else:
                 incidents.append(self._casebook.note(found))

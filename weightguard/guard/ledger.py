@@ -9,7 +9,7 @@ from typing import NamedTuple
 class Place(NamedTuple):
     """What deviates: a block of a live tensor, or an aspect of a whole one, or of the model.
 
-    ``aspect`` is "content" for the bytes, "presence", "reading" or "record" else.
+    ``aspect`` is "content" for the bytes, else "presence", "reading", "record" or "attestation".
     """
 
     subject: str
@@ -42,20 +42,9 @@ class Ledger:
         entry = self._open.pop(place, None)
         return None if entry is None else entry.number
 
-    def holds(self, number: int) -> bool:
-        """Return whether the deviation that incident ``number`` opened is open still."""
-        return any(entry.number == number for entry in self._open.values())
-
     def places(self) -> list[tuple[Place, int]]:
         """Return what is open, with the numbers of the incidents."""
         return [(place, entry.number) for place, entry in self._open.items()]
 
-    def clear(self) -> None:
-        """Strike all deviations."""
-        self._open.clear()
-
     def __len__(self) -> int:
         return len(self._open)
-
-    def __contains__(self, place: object) -> bool:
-        return place in self._open

@@ -132,6 +132,23 @@ def test_damage_from_before_the_guard_is_located(folder: Path, manifest: Path) -
     assert [f.rule for f in made.check().findings] == ["WG401"]
 
 
+def test_an_update_does_not_bless_what_was_never_attested(folder: Path, manifest: Path) -> None:
+    model = load(folder)
+    bits(model.lm_head.weight)[17, 5] ^= 1 << 14
+    made = guard(model, manifest, on_incident=("metrics",))
+    with made.update(), torch.no_grad():
+        model.model.norm.weight.mul_(2)
+        bits(model.model.layers[0].input_layernorm.weight)[3] ^= 1
+    assert [f.rule for f in made.check().findings] == ["WG401"]
+    assert made.state is State.DEGRADED
+    (declared,) = (i.finding for i in made.incidents if i.code == "WG903")
+    assert declared.evidence["unaccounted"] == ["model.layers.0.input_layernorm.weight"]
+    with made.update(manifest):
+        model.load_state_dict(llama().state_dict())
+    assert made.check().findings == ()
+    assert made.state is State.HEALTHY
+
+
 def test_a_manifest_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
     gpt2().save_pretrained(tmp_path / "other")
     refused = pytest.raises(WeightguardError, match="manifest of another model")
