@@ -11,7 +11,7 @@ from weightguard.errors import CheckpointError
 from weightguard.guard.baseline import TensorBaseline
 from weightguard.guard.casts import CASTS
 from weightguard.guard.schedule import BlockRef
-from weightguard.tensor import TensorView
+from weightguard.tensor import DTYPES, TensorView
 
 
 class GoldenCheckpoint:
@@ -36,6 +36,10 @@ class GoldenCheckpoint:
         except CheckpointError:
             return None
 
+    def origin(self, record: str) -> TensorView | None:
+        """See Originals."""
+        return self._views.get(record)
+
     def close(self) -> None:
         """Close the checkpoint's files."""
         self._checkpoint.close()
@@ -51,9 +55,6 @@ def read_as(view: TensorView, live: str, start: int, stop: int) -> bytes | None:
     cast = CASTS.get((view.dtype.name, live))
     if cast is None:
         return None
-    to, of = _WIDTH[live], view.dtype.block_bytes
+    to, of = DTYPES[live].block_bytes, view.dtype.block_bytes
     data = np.frombuffer(view.read(start // to * of, stop // to * of), np.uint8)
     return cast(data).tobytes()
-
-
-_WIDTH = {"F32": 4, "BF16": 2, "F16": 2}

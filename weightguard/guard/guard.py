@@ -44,7 +44,7 @@ from weightguard.guard.metrics import (
 from weightguard.guard.reactions import Reactions
 from weightguard.guard.schedule import BlockRef
 from weightguard.guard.scrub import Deviation, Outcome, Scrubber, Waiting
-from weightguard.guard.seal import kept, refuse_stranger, seal
+from weightguard.guard.seal import Originals, Sealed, kept, refuse_stranger, seal
 from weightguard.guard.settings import Pinned, Settings, Status, Surroundings
 from weightguard.guard.state import Event, State
 from weightguard.manifest import Manifest
@@ -82,6 +82,7 @@ class Guard:
         self._reactions = Reactions(self.settings.on_incident, self.metrics)
         self._casebook = Casebook(self.metrics, self._around.clock)
         self._mender = Mender(adapter, self._key, golden)
+        self._originals = golden if isinstance(golden, Originals) else None
         self._mending, self._gate = threading.Lock(), Gate()
         self._background = self._backgrounds()
         self._detach: Callable[[], None] | None = None
@@ -90,7 +91,7 @@ class Guard:
         self._to_raise: tuple[int, ...] = ()
         self._known_gaps: tuple[Gap, ...] = ()
         self._last_full_pass: float | None = None
-        sealed = seal(adapter, self._key, manifest, names, self.settings.threads)
+        sealed = self._seal(manifest, names)
         refuse_stranger(sealed.baseline, manifest)
         self._hold_to(sealed.baseline)
         forks.watch(self)
@@ -337,7 +338,7 @@ class Guard:
         self, manifest: Manifest | None, names: Mapping[str, str] | None
     ) -> list[Incident]:
         former = self._scrubber.baseline
-        sealed = seal(self.adapter, self._key, manifest, names, self.settings.threads)
+        sealed = self._seal(manifest, names)
         baseline, findings = sealed.baseline, sealed.findings
         if manifest is None:
             baseline, findings = kept(former, sealed.baseline)
@@ -350,6 +351,10 @@ class Guard:
         evidence = {"tensors": changed[:MAX_LISTED], "unaccounted": unaccounted[:MAX_LISTED]}
         declared = finding(DECLARED_UPDATE, message, evidence=evidence)
         return [self._casebook.note(declared), *self._first_incidents(findings)]
+
+    def _seal(self, manifest: Manifest | None, names: Mapping[str, str] | None) -> Sealed:
+        threads = self.settings.threads
+        return seal(self.adapter, self._key, manifest, names, threads, self._originals)
 
     def _hold_to(self, baseline: Baseline, unchanged: Collection[str] = ()) -> None:
         """Begin again with another baseline; ``unchanged`` tensors are attested no better by it."""

@@ -173,7 +173,3 @@ class Pace:
         On average they are slice/rate, so that the rate is kept.
         """
         return self.slice / self.rate * (1 + JITTER * (2 * random.random() - 1))
-
-    def pass_seconds(self, nbytes: int) -> float:
-        """Return how long a pass over ``nbytes`` takes on average."""
-        return nbytes / self.rate

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Set
 from dataclasses import dataclass
 
 from weightguard.finding import Finding, finding
@@ -101,6 +101,7 @@ class Scrubber:
         self._adapter, self.baseline, self._key = adapter, baseline, key
         self._waiting = waiting
         self._lock = threading.Lock()
+        self._appeared: Set[str] = frozenset()
         self.schedule = Schedule(baseline.sizes)
         self.position = self.schedule.begin(random)
         self._identities = {
@@ -196,6 +197,8 @@ class Scrubber:
             for name, tensor in live.items():
                 if name in self._identities:
                     self._identities[name].see(tensor.token)
+            gone = self._appeared - live.keys()
+            self._appeared = live.keys() - self._identities.keys()
         deviations = [
             _appeared(tensor) for name, tensor in live.items() if name not in self._identities
         ]
@@ -205,12 +208,9 @@ class Scrubber:
             if name not in live or not _same_type(live[name], entry.tensor)
         ]
         deviating = {deviation.place for deviation in deviations}
-        present = {Place(name, aspect=PRESENCE) for name in self.baseline.tensors} - deviating
+        known = (*self.baseline.tensors, *gone)
+        present = {Place(name, aspect=PRESENCE) for name in known} - deviating
         return Outcome(tuple(deviations), (*present, Place("", aspect=READING)))
-
-    def blocks(self) -> Iterator[BlockRef]:
-        """Yield every block once."""
-        return iter(self.schedule)
 
 
 def corruption(ref: BlockRef, diagnosis: Diagnosis) -> Finding:

@@ -11,16 +11,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from weightguard.compare import Observed, TensorComparison
-from weightguard.errors import WeightguardError
+from weightguard.errors import CheckpointError, WeightguardError
 from weightguard.finding import Finding, finding
 from weightguard.guard.adapter import Adapter, LiveTensor
 from weightguard.guard.baseline import Baseline, BaselineBuilder, Key, TensorBaseline
-from weightguard.guard.casts import undone
+from weightguard.guard.casts import CASTS, undone
 from weightguard.guard.incident import UNATTESTED
 from weightguard.manifest import Manifest, TensorRecord
 from weightguard.rules.equality import changed
@@ -45,11 +46,23 @@ class Sealed:
     findings: tuple[Finding, ...]
 
 
-class Vouchers:
-    """The manifest's records, by name and by content."""
+@runtime_checkable
+class Originals(Protocol):
+    """A golden copy that still has the tensors that a cast rounded."""
 
-    def __init__(self, manifest: Manifest | None, names: Mapping[str, str]):
+    def origin(self, record: str) -> TensorView | None:
+        """Return the tensor that a record is of, None where the copy has it not."""
+        ...
+
+
+class Vouchers:
+    """The manifest's records, by name and by content, and the originals of casts that round."""
+
+    def __init__(
+        self, manifest: Manifest | None, names: Mapping[str, str], originals: Originals | None
+    ):
         """``names`` maps live tensors to the manifest's where they are called differently."""
+        self.originals = originals
         records = {} if manifest is None else manifest.document.tensors
         self.manifest, self.records, self._names = manifest, records, names
         self.algorithm: DigestAlgorithm = (
@@ -99,13 +112,15 @@ def seal(
     manifest: Manifest | None = None,
     names: Mapping[str, str] | None = None,
     threads: int = 1,
+    originals: Originals | None = None,
 ) -> Sealed:
     """Read every live tensor once and return its baseline and how it compares with the manifest.
 
     Findings: WG401 for a tensor whose bytes differ from its record, WG402 for records that no
-    live tensor holds, WG910 for all that nobody vouches for. Raises AdapterError.
+    live tensor holds, WG910 for all that nobody vouches for. A cast that rounds is made again
+    from ``originals``, which are verified along. Raises AdapterError.
     """
-    vouchers = Vouchers(manifest, names or {})
+    vouchers = Vouchers(manifest, names or {}, originals)
     live = adapter.tensors()
     with ThreadPoolExecutor(threads) as pool:
         sealed = list(pool.map(lambda tensor: _seal_tensor(adapter, tensor, key, vouchers), live))
@@ -129,6 +144,11 @@ def _seal_tensor(
     digests = {r.kind: digest for r in readings if (digest := r.digest()) is not None}
     name = vouchers.named(tensor)
     record = None if name is None else vouchers.records[name]
+    if record is not None and name is not None and _rounded(tensor, record):
+        original = None if vouchers.originals is None else vouchers.originals.origin(name)
+        if original is not None and _cast_again(adapter, tensor, record, original):
+            how = f"cast from {record.dtype}; made again from the original"
+            return builder.finish("transformed", how, name), []
     if record is None or digests.get((record.dtype, record.shape)) != record.digest:
         by_content = vouchers.with_content(digests.values())
         deviations = [] if record is None else list(_deviation(adapter, tensor, name, vouchers))
@@ -200,6 +220,36 @@ def _deviation(
         yield changed(difference)
 
 
+def _rounded(tensor: LiveTensor, record: TensorRecord) -> bool:
+    """Return whether the live tensor can only be a cast of its record that loses bits."""
+    narrow = tensor.dtype.name in _NARROW.get(record.dtype, ())
+    return narrow and tensor.shape == record.shape
+
+
+def _cast_again(
+    adapter: Adapter, tensor: LiveTensor, record: TensorRecord, original: TensorView
+) -> bool:
+    """Return whether the original is the attested one, and its cast the live tensor."""
+    if (original.dtype.name, original.shape) != (record.dtype, record.shape):
+        return False
+    cast = CASTS[record.dtype, tensor.dtype.name]
+    scale = original.dtype.block_bytes // tensor.dtype.block_bytes
+    algorithm: DigestAlgorithm = "sha256" if record.digest.startswith("sha256") else "blake3"
+    hasher = tensor_hasher(algorithm, record.dtype, record.shape)
+    start = 0
+    for live in live_blocks(adapter, tensor):
+        stop = start + scale * len(live)
+        try:
+            data = np.frombuffer(original.read(start, stop), np.uint8)
+        except CheckpointError:
+            return False
+        if not np.array_equal(cast(data), live):
+            return False
+        hasher.update(data.data)
+        start = stop
+    return f"{algorithm}:{hasher.hexdigest()}" == record.digest
+
+
 def live_view(adapter: Adapter, tensor: LiveTensor) -> TensorView:
     """Return a live tensor as a view of canonical bytes."""
     source = _LiveSource(adapter.read, tensor.name)
@@ -225,7 +275,7 @@ def _transformation(tensor: LiveTensor, record: TensorRecord) -> str:
 
 def _why_not(tensor: LiveTensor, record: TensorRecord) -> str:
     if record.dtype != tensor.dtype.name:
-        return f"{record.dtype} in the manifest; a cast that rounds cannot be undone"
+        return f"{record.dtype} in the manifest; only a golden copy can make a rounding cast again"
     if record.shape != tensor.shape:
         return f"shape {list(record.shape)} in the manifest"
     return "other bytes than the manifest's"
@@ -273,7 +323,7 @@ def kept(former: Baseline, new: Baseline) -> tuple[Baseline, tuple[Finding, ...]
         same = old is not None and entry.equals(old)
         entries.append(entry.vouched_like(old) if old is not None and same else entry)
     changed = [entry for entry in entries if entry.tensor.name in set(former.changed(new))]
-    return Baseline.of(entries), tuple(_unattested(changed, Vouchers(None, {})))
+    return Baseline.of(entries), tuple(_unattested(changed, Vouchers(None, {}, None)))
 
 
 def refuse_stranger(baseline: Baseline, manifest: Manifest | None) -> None:
@@ -281,7 +331,12 @@ def refuse_stranger(baseline: Baseline, manifest: Manifest | None) -> None:
     entries = baseline.tensors.values()
     if manifest is None or not manifest.document.tensors:
         return
-    if all(entry.attestation == "trusted-on-first-use" for entry in entries):
+    if any(entry.attestation != "trusted-on-first-use" for entry in entries):
+        return
+    records = manifest.document.tensors
+    named = [(entry.tensor, entry.record) for entry in entries if entry.record is not None]
+    rounded = sum(_rounded(tensor, records[record]) for tensor, record in named)
+    if 2 * rounded < len(records):
         raise WeightguardError(
             "no live tensor is one of the manifest's: it is the manifest of another model, or the "
             "weights are not loaded. Name the manifest of the checkpoint that was loaded."

@@ -52,7 +52,7 @@ class TorchAdapter:
                 groups[_memory(named.tensor)].append(named)
         self._aliases = {
             group[0].name: tuple(named.name for named in group[1:])
-            for group in _outermost(groups.values())
+            for group in sorted(_outermost(groups.values()), key=lambda group: group[0].name)
         }
         live = (self.describe(name) for name in self._aliases)
         return [tensor for tensor in live if tensor is not None]

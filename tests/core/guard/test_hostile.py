@@ -104,6 +104,8 @@ def test_a_tensor_that_vanishes_changes_shape_or_comes_new(adapter: Hostile, gua
     adapter.runtime.arrays["new"] = np.ones(3)
     adapter.runtime.versions["new"], adapter.runtime.variants["new"] = 0, ""
     assert [f.rule for f in guard.check().findings] == ["WG914", "WG915"]
+    del adapter.runtime.arrays["new"]
+    assert [f.rule for f in guard.check().findings] == ["WG914"]
     with guard.update():
         pass
     assert guard.check().findings == ()

@@ -94,6 +94,28 @@ def test_a_cast_result_with_one_wrong_low_bit_is_not_vouched_for(
     assert made.state is State.DEGRADED
 
 
+def test_a_cast_that_rounds_is_made_again_from_the_golden_copy(tmp_path: Path) -> None:
+    llama(dtype=torch.float32).save_pretrained(tmp_path / "wide")
+    model = load(tmp_path / "wide", torch.bfloat16)
+    with fingerprint(tmp_path / "wide") as manifest:
+        blind = guard(model, manifest)  # digests alone cannot tell what was rounded
+        assert blind.coverage().transformed == 0
+        (told,) = (i.finding for i in blind.incidents if i.code == "WG910")
+        assert any("only a golden copy" in tensor["why"] for tensor in told.evidence["tensors"])
+        blind.close()
+        made = guard(model, manifest, golden=tmp_path / "wide", on_incident=("repair",))
+        assert made.coverage().transformed == 2 * sum(p.numel() for p in model.parameters())
+        bits(model.lm_head.weight)[2, 5:9] ^= 0xF0
+        made.check()
+        assert codes(made) == ["WG901", "WG907"]
+        bits(model.lm_head.weight)[2, 5:9] ^= 0xF0
+        made.close()
+        damaged = guard(model, manifest, golden=tmp_path / "wide")
+        entry = damaged.baseline.tensors["lm_head.weight"]
+        assert entry.attestation == "trusted-on-first-use"
+        damaged.close()
+
+
 def test_other_names_are_found_by_content(folder: Path, manifest: Path) -> None:
     made = guard(nn.ModuleDict({"wrapped": load(folder)}), manifest)
     assert made.coverage().trusted < 1000
