@@ -697,6 +697,22 @@ _RULES = (
         "The guard says nothing about them.",
         "Use a runtime setting that leaves weights readable, or rely on the canary.",
     ),
+    Rule(
+        "WG920",
+        "product-mismatch",
+        _CRITICAL,
+        "A checked product disagreed with its check rows, seals or sums.",
+        "Weights, activations, accumulators or scales changed between packing and use.",
+        "Repair or reload the layer; if no stored byte changed, suspect the processor or memory.",
+    ),
+    Rule(
+        "WG921",
+        "packed-weights-changed",
+        _CRITICAL,
+        "Packed weights or their scales differ from what was packed.",
+        "Every product with them is wrong, or will be for another input.",
+        "Repair from residues or a golden copy, or pack the attested weights again.",
+    ),
 )
 
 RULES: dict[str, Rule] = {rule.code: rule for rule in _RULES}

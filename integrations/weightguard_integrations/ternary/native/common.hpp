@@ -165,8 +165,18 @@ inline void store(const Finish& task, int token, const float* values) {
         for (int l = 0; l < n; ++l) out[l] = to_bfloat(values[l]);
 }
 
+// Adds weight * y of kPanelRows lanes to kWeighedLanes sums, in any order: they are added up later.
+// Compilers find the widening product on some machines; the others bring their own.
+struct PlainWeigh {
+    static void add(const int32_t* weight, const int32_t* y, uint64_t* sums, int lanes) {
+        for (int l = 0; l < lanes; l += kWeighedLanes)
+            for (int i = 0; i < kWeighedLanes; ++i)
+                sums[i] += static_cast<uint64_t>(static_cast<int64_t>(weight[l + i]) * y[l + i]);
+    }
+};
+
 // kLanes is known to the compiler, so that the loops below have no remainders.
-template <int kLanes>
+template <class Weigh, int kLanes>
 void finish_lanes(const Finish& task) {
     Lanes lanes;
     for (int l = 0; l < kLanes; ++l)
@@ -193,20 +203,18 @@ void finish_lanes(const Finish& task) {
         for (int l = 0; l < kLanes; ++l)
             y[l] = static_cast<int32_t>(static_cast<uint32_t>(task.sums[token][l]) -
                                         static_cast<uint32_t>(shift));
-        if (task.weighted) {
-            int64_t sum = 0;
-            for (int l = 0; l < kLanes; ++l) sum += static_cast<int64_t>(lanes.weight[l]) * y[l];
-            task.weighted[token] += static_cast<uint64_t>(sum);
-        }
+        if (task.weighted)
+            Weigh::add(lanes.weight, y, task.weighted + token * kWeighedLanes, kLanes);
         for (int l = 0; l < kLanes; ++l)
             values[l] = static_cast<float>(y[l]) * (state.scale * lanes.scale[l]);
         store(task, token, values);
     }
 }
 
+template <class Weigh>
 void finish(const Finish& task) {
-    if (task.lanes == kPanelRows) finish_lanes<kPanelRows>(task);
-    else finish_lanes<kGroupRows>(task);
+    if (task.lanes == kPanelRows) finish_lanes<Weigh, kPanelRows>(task);
+    else finish_lanes<Weigh, kGroupRows>(task);
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 // any activation fit, then widened.
 #include <immintrin.h>
 
-#include "common.hpp"
+#include "weigh_avx2.hpp"
 
 namespace {
 
@@ -183,5 +183,5 @@ void byte_pass(const Pass& p) { by_groups(p, Coding::bytes); }
 }  // namespace
 
 namespace weightguard::ternary {
-const Kernel avx2_kernel{"avx2", 128, ternary_pass, byte_pass, quantise, seal, finish};
+const Kernel avx2_kernel{"avx2", 128, ternary_pass, byte_pass, quantise, seal, finish<Weigh>};
 }

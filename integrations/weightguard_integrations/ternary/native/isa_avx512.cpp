@@ -35,8 +35,21 @@ struct Wide {
     static void store(int32_t* at, Register sum) { _mm512_storeu_si512(at, sum); }
 };
 
+struct Weigh {
+    static void add(const int32_t* weight, const int32_t* y, uint64_t* sums, int lanes) {
+        __m512i sum = _mm512_loadu_si512(sums);
+        for (int l = 0; l < lanes; l += 16) {
+            const __m512i w = _mm512_loadu_si512(weight + l), v = _mm512_loadu_si512(y + l);
+            sum = _mm512_add_epi64(sum, _mm512_mul_epi32(w, v));
+            sum = _mm512_add_epi64(
+                sum, _mm512_mul_epi32(_mm512_srli_epi64(w, 32), _mm512_srli_epi64(v, 32)));
+        }
+        _mm512_storeu_si512(sums, sum);
+    }
+};
+
 }  // namespace
 
 namespace weightguard::ternary {
-const Kernel avx512_kernel{"avx512", 128, ternary_pass<Wide>, byte_pass<Wide>, quantise, seal, finish};
+const Kernel avx512_kernel{"avx512", 128, ternary_pass<Wide>, byte_pass<Wide>, quantise, seal, finish<Weigh>};
 }

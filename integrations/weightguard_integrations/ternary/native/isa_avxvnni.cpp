@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "dot.hpp"
+#include "weigh_avx2.hpp"
 
 namespace {
 
@@ -47,5 +48,5 @@ struct Half {
 }  // namespace
 
 namespace weightguard::ternary {
-const Kernel avxvnni_kernel{"avxvnni", 128, ternary_pass<Half>, byte_pass<Half>, quantise, seal, finish};
+const Kernel avxvnni_kernel{"avxvnni", 128, ternary_pass<Half>, byte_pass<Half>, quantise, seal, finish<Weigh>};
 }

@@ -35,5 +35,5 @@ struct Quarter {
 }  // namespace
 
 namespace weightguard::ternary {
-const Kernel neon_kernel{"neon", 0, ternary_pass<Quarter>, byte_pass<Quarter>, quantise, seal, finish};
+const Kernel neon_kernel{"neon", 0, ternary_pass<Quarter>, byte_pass<Quarter>, quantise, seal, finish<PlainWeigh>};
 }

@@ -37,5 +37,5 @@ void byte_pass(const Pass& p) {
 }  // namespace
 
 namespace weightguard::ternary {
-const Kernel scalar_kernel{"scalar", 128, ternary_pass, byte_pass, quantise, seal, finish};
+const Kernel scalar_kernel{"scalar", 128, ternary_pass, byte_pass, quantise, seal, finish<PlainWeigh>};
 }

@@ -20,6 +20,8 @@ struct Pass {
     int32_t (*sums)[kPanelRows];
 };
 
+constexpr int kWeighedLanes = 8;
+
 enum class Number { f32, f16, bf16 };
 
 // One token's activations as the products take them; `scale` twice, so that a change shows.
@@ -50,7 +52,8 @@ struct Finish {
     bool scale_each_row;
     void* out;           // of the first token, row 0
     Number number;
-    uint64_t* weighted;  // per token: += sum of row_weight * y, mod 2^64; null when unchecked
+    uint64_t* weighted;  // kWeighedLanes a token: += parts of the sum of row_weight * y, mod 2^64;
+                         // null when unchecked
     uint64_t* scale_check;  // += sum of row_weight * bits of the rows' scales; may be null
 };
 

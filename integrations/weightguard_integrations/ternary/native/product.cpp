@@ -31,6 +31,9 @@ class Product {
         return static_cast<size_t>(tokens_of(block) * layout_.padded_columns());
     }
 
+    // How much of weighted_ one worker has.
+    size_t share() const { return static_cast<size_t>(call_.tokens) * kWeighedLanes + 1; }
+
     void quantise(int64_t block);
     void panels(int64_t item, int worker);
     void panel(int64_t panel, int64_t block, int worker, bool first_visit);
@@ -53,7 +56,7 @@ class Product {
     std::vector<uint64_t> seals_;
     std::vector<int32_t> sums_copy_;        // of the quantiser, for the check
     std::vector<int32_t> check_sums_;       // [token][check row]
-    std::vector<uint64_t> weighted_;        // [worker][token], then [worker] of the scales
+    std::vector<uint64_t> weighted_;        // of a worker: [token][lane], then one of the scales
 };
 
 Product::Product(const Call& call, const Kernel& kernel)
@@ -78,7 +81,7 @@ Product::Product(const Call& call, const Kernel& kernel)
     seals_.resize(static_cast<size_t>(blocks_));
     sums_copy_.resize(tokens);
     check_sums_.resize(tokens * static_cast<size_t>(layout_.check_groups() * kGroupRows));
-    weighted_.resize(static_cast<size_t>(threads_) * (tokens + 1));
+    weighted_.resize(static_cast<size_t>(threads_) * share());
 }
 
 void Product::quantise(int64_t block) {
@@ -124,10 +127,9 @@ void Product::panel(int64_t panel, int64_t block, int worker, bool first_visit) 
     if (!call_.drills.empty()) drill_accumulators(panel, block, sums);
     if (call_.verify && groups > weight_groups) keep_check_rows(panel, block, sums, groups);
     if (!weight_groups) return;
-    const auto tokens = static_cast<size_t>(call_.tokens);
     const auto token = static_cast<size_t>(block * kTokens);
-    uint64_t* mine = call_.verify ? weighted_.data() + static_cast<size_t>(worker) * (tokens + 1)
-                                  : nullptr;
+    uint64_t* mine =
+        call_.verify ? weighted_.data() + static_cast<size_t>(worker) * share() : nullptr;
     const int64_t number_bytes = call_.out_number == Number::f32 ? 4 : 2;
     const bool with_scales = mine && first_visit && matrix_.scale_each_row;
     kernel_.finish({sums, tokens_of(block), states_.data() + token, offset_,
@@ -135,8 +137,8 @@ void Product::panel(int64_t panel, int64_t block, int worker, bool first_visit) 
                     matrix_.scale_each_row,
                     static_cast<uint8_t*>(call_.out) +
                         block * kTokens * layout_.rows * number_bytes,
-                    call_.out_number, mine ? mine + token : nullptr,
-                    with_scales ? mine + tokens : nullptr});
+                    call_.out_number, mine ? mine + token * kWeighedLanes : nullptr,
+                    with_scales ? mine + share() - 1 : nullptr});
 }
 
 void Product::keep_check_rows(int64_t panel, int64_t block, const int32_t (*sums)[kPanelRows],
@@ -158,12 +160,14 @@ int64_t Product::check_value(int64_t token, int row) const {
 }
 
 uint8_t Product::alarms(int64_t token, uint8_t common) const {
-    const auto tokens = static_cast<size_t>(call_.tokens);
     const TokenState& state = states_[static_cast<size_t>(token)];
     const int32_t sum = sums_copy_[static_cast<size_t>(token)];
     uint64_t observed = 0, expected = 0, place = 1;
-    for (int worker = 0; worker < threads_; ++worker)
-        observed += weighted_[static_cast<size_t>(worker) * (tokens + 1) + static_cast<size_t>(token)];
+    for (int worker = 0; worker < threads_; ++worker) {
+        const uint64_t* lanes = weighted_.data() + static_cast<size_t>(worker) * share() +
+                                static_cast<size_t>(token) * kWeighedLanes;
+        for (int l = 0; l < kWeighedLanes; ++l) observed += lanes[l];
+    }
     for (int digit = 0; digit < layout_.digits; ++digit) {
         expected += place * static_cast<uint64_t>(check_value(token, 1 + digit));
         place *= static_cast<uint64_t>(traits(layout_.coding).radix);
@@ -182,7 +186,7 @@ std::vector<uint8_t> Product::check() {
     uint64_t scales = 0;
     if (matrix_.scale_each_row)
         for (int w = 0; w < threads_; ++w)
-            scales += weighted_[static_cast<size_t>(w) * (tokens + 1) + tokens];
+            scales += weighted_[static_cast<size_t>(w + 1) * share() - 1];
     else {
         uint32_t bits;
         std::memcpy(&bits, matrix_.scales, sizeof bits);

@@ -1,0 +1,51 @@
+"""The compiled kernel of this process: which instruction set, how many threads."""
+
+from __future__ import annotations
+
+import os
+
+try:
+    from weightguard_integrations.ternary import _native
+except ImportError as error:
+    raise ImportError(
+        "the ternary kernel was not compiled: install a C++17 compiler (g++ or clang++) and "
+        "install weightguard-integrity again"
+    ) from error
+
+ISA_VARIABLE = "WEIGHTGUARD_TERNARY_ISA"
+THREADS_VARIABLE = "WEIGHTGUARD_TERNARY_THREADS"
+"""Read by the kernel when it is first used; without it, all processors of this process."""
+
+
+def available_isas() -> tuple[str, ...]:
+    """Return the instruction sets that this processor can run, slowest first."""
+    return _native.available_isas()
+
+
+def isa() -> str:
+    """Return the instruction set in use."""
+    return _native.active_isa()
+
+
+def select_isa(name: str) -> None:
+    """Use one of ``available_isas`` in the whole process; results are the same in every bit.
+
+    Raises ValueError for others.
+    """
+    if name not in available_isas():
+        raise ValueError(f"{name!r:.40} is none of {', '.join(available_isas())}")
+    _native.select_isa(name)
+
+
+def num_threads() -> int:
+    """Return how many threads a product may use, the caller's included."""
+    return _native.thread_count()
+
+
+def set_num_threads(threads: int) -> None:
+    """Let products use up to ``threads`` threads, 1 to 256. Raises ValueError beyond."""
+    _native.set_thread_count(threads)
+
+
+if ISA_VARIABLE in os.environ:
+    select_isa(os.environ[ISA_VARIABLE])

@@ -1,0 +1,91 @@
+"""Published forms of ternary weights, against the code that made them."""
+
+from __future__ import annotations
+
+import gguf
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from gguf.quants import quantize
+from transformers.integrations.bitnet import pack_weights
+
+from tests.reference import ternary as reference
+from weightguard_integrations.ternary import PackedInt8, PackedTernary
+
+
+def test_hugging_face_packed_weights(rng: np.random.Generator) -> None:
+    weight = rng.integers(-1, 2, (24, 33), np.int8)
+    packed = pack_weights(torch.from_numpy(weight.copy()).float())
+    assert packed.shape == (6, 33)
+    for scale, divides in ((0.5, False), (2.0, True)):
+        matrix = PackedTernary.from_hugging_face(
+            packed, torch.tensor([scale], dtype=torch.bfloat16), scale_divides=divides
+        )
+        assert (matrix.unpack() == weight).all()
+        assert matrix.scales.tolist() == [0.5]
+
+
+def test_hugging_face_codes_that_are_no_weight() -> None:
+    packed = np.full((2, 3), 0b01010101, np.uint8)
+    packed[1, 2] |= 0b00110000
+    with pytest.raises(ValueError, match=r"weight \[5, 2\] is 3"):
+        PackedTernary.from_hugging_face(packed, 1.0, scale_divides=True)
+    with pytest.raises(ValueError, match="not zero"):
+        PackedTernary.from_hugging_face(np.zeros((2, 3), np.uint8), 0.0, scale_divides=True)
+    with pytest.raises(TypeError, match="uint8"):
+        PackedTernary.from_hugging_face(np.zeros((2, 3), np.int8), 1.0, scale_divides=True)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "torch"])
+def test_master_weights_by_their_mean_magnitude(kind: str, rng: np.random.Generator) -> None:
+    values = (rng.standard_normal((40, 64)) * 0.02).astype(ml_dtypes.bfloat16)
+    exact = values.astype(np.float32)
+    weight = {
+        "float32": exact,
+        "bfloat16": values,
+        "torch": torch.from_numpy(exact).to(torch.bfloat16),
+    }[kind]
+    matrix = PackedTernary.from_master(weight)
+    mean = np.abs(exact).mean(dtype=np.float64)
+    assert (matrix.unpack() == np.clip(np.rint(exact / mean), -1, 1)).all()
+    assert matrix.scales[0] == pytest.approx(mean, rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_master_weights_must_be_finite(value: float) -> None:
+    with pytest.raises(ValueError, match="NaN or infinities"):
+        PackedTernary.from_master(np.full((2, 3), value, np.float32))
+
+
+@pytest.mark.parametrize("kind", ["TQ1_0", "TQ2_0"])
+def test_gguf_blocks(kind: str, rng: np.random.Generator) -> None:
+    weight = rng.integers(-1, 2, (12, 512), np.int8)
+    weight[3] = 0
+    weight[5, 256:] = 0
+    scales = (2.0 ** rng.integers(-8, 3, 12)).astype(np.float32)
+    blocks = quantize(weight * scales[:, None], gguf.GGMLQuantizationType[kind])
+    matrix = PackedTernary.from_gguf(blocks, kind)
+    assert (matrix.unpack() == weight).all()
+    assert (matrix.scales[weight.any(axis=1)] == scales[weight.any(axis=1)]).all()
+    blocks[0, -2:] = np.array([0.3], np.float16).view(np.uint8)
+    with pytest.raises(ValueError, match="different scales"):
+        PackedTernary.from_gguf(blocks, kind)
+    blocks[0, -2:] = np.array([np.inf], np.float16).view(np.uint8)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        PackedTernary.from_gguf(blocks, kind)
+    with pytest.raises(ValueError, match="whole"):
+        PackedTernary.from_gguf(np.zeros((2, 7), np.uint8), kind)
+
+
+def test_int8_rows_come_close_to_the_float_weights(rng: np.random.Generator) -> None:
+    weight = rng.standard_normal((30, 200), np.float32)
+    weight[4] = 0
+    matrix = PackedInt8.from_float(weight)
+    x = rng.standard_normal((3, 200), np.float32)
+    exact = x.astype(np.float64) @ weight.T.astype(np.float64)
+    assert np.abs(matrix.linear(x) - exact).max() < 0.02 * np.abs(exact).max()
+    assert (matrix.linear(x)[:, 4] == 0).all()
+    assert (
+        matrix.linear(x) == reference.linear(matrix.unpack(), matrix.scales, x)
+    ).all()
