@@ -3,9 +3,9 @@
     python benchmarks/ternary_faults.py [--single 100000] [--multiple 20000] [--clean 1000000]
 
 Every product with a fault is compared, bit by bit, with the same product without it. A fault is
-*missed* when an output of a token is wrong and no alarm names the token. A fault in stored bytes that
-leaves outputs right and raises no alarm (the activations it meets are zero) must be found by
-``check()``. Exits with 1 if anything was missed or any clean product raised an alarm.
+*missed* when an output of a token is wrong and no alarm names the token. A fault in stored bytes
+that leaves outputs right and raises no alarm (the activations it meets are zero) must be found
+by ``check()``. Exits with 1 if anything was missed or any clean product raised an alarm.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class Bench:
         self.clean, alarms = self.product([])
         assert alarms is None
 
-    def product(self, drills: list[tuple[int, int, int, int]]) -> tuple[NDArray[np.float32], bytes | None]:
+    def product(
+        self, drills: list[tuple[int, int, int, int]]
+    ) -> tuple[NDArray[np.float32], bytes | None]:
         """Return outputs and alarms of one product."""
         out = np.empty((len(self.x), self.matrix.shape[0]), np.float32)
         alarms = self.matrix._native.multiply(
@@ -127,7 +129,13 @@ class Bench:
             stored.append((view, at, 1 << bit))
 
     def _judge(
-        self, site: str, out: NDArray[np.float32], alarms: bytes | None, tally: Tally, *, stored: bool
+        self,
+        site: str,
+        out: NDArray[np.float32],
+        alarms: bytes | None,
+        tally: Tally,
+        *,
+        stored: bool,
     ) -> None:
         wrong = (out.view(np.uint32) != self.clean.view(np.uint32)).any(axis=1)
         alarmed = np.frombuffer(alarms or bytes(len(wrong)), np.uint8) != 0
@@ -158,7 +166,7 @@ def clean_products(rng: np.random.Generator, products: int, tally: Tally) -> Non
 
 
 def campaign(single: int, multiple: int, clean: int, seed: int = 1) -> Tally:
-    """Return the counts of ``single`` one-bit and ``multiple`` many-bit faults and clean products."""
+    """Count ``single`` one-bit faults, ``multiple`` many-bit faults and ``clean`` products."""
     rng, tally = np.random.default_rng(seed), Tally()
     index = 0
     while sum(tally.faults.values()) < single:

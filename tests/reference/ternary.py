@@ -37,9 +37,7 @@ def balanced_digits(value: int, radix: int) -> list[int]:
 def padded_rows(weight: NDArray[np.int8], *, ternary: bool) -> tuple[NDArray[np.int64], int]:
     """Return all rows as they are packed, [16 * groups, padded K], and the count of digits."""
     rows, columns = weight.shape
-    vector = [
-        sum(row_weight(i) * int(weight[i, k]) for i in range(rows)) for k in range(columns)
-    ]
+    vector = [sum(row_weight(i) * int(weight[i, k]) for i in range(rows)) for k in range(columns)]
     spelled = [balanced_digits(value, RADIX[ternary]) for value in vector]
     digits = max(1, *map(len, spelled))
     groups, check_groups = -(-rows // GROUP), -(-(1 + digits) // GROUP)

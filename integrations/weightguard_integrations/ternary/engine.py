@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 
 try:
-    from weightguard_integrations.ternary import _native
+    from weightguard_integrations.ternary import _native as native
 except ImportError as error:
     raise ImportError(
         "the ternary kernel was not compiled: install a C++17 compiler (g++ or clang++) and "
         "install weightguard-integrity again"
     ) from error
+
+__all__ = ["available_isas", "isa", "native", "num_threads", "select_isa", "set_num_threads"]
 
 ISA_VARIABLE = "WEIGHTGUARD_TERNARY_ISA"
 THREADS_VARIABLE = "WEIGHTGUARD_TERNARY_THREADS"
@@ -19,12 +21,12 @@ THREADS_VARIABLE = "WEIGHTGUARD_TERNARY_THREADS"
 
 def available_isas() -> tuple[str, ...]:
     """Return the instruction sets that this processor can run, slowest first."""
-    return _native.available_isas()
+    return native.available_isas()
 
 
 def isa() -> str:
     """Return the instruction set in use."""
-    return _native.active_isa()
+    return native.active_isa()
 
 
 def select_isa(name: str) -> None:
@@ -34,17 +36,17 @@ def select_isa(name: str) -> None:
     """
     if name not in available_isas():
         raise ValueError(f"{name!r:.40} is none of {', '.join(available_isas())}")
-    _native.select_isa(name)
+    native.select_isa(name)
 
 
 def num_threads() -> int:
     """Return how many threads a product may use, the caller's included."""
-    return _native.thread_count()
+    return native.thread_count()
 
 
 def set_num_threads(threads: int) -> None:
     """Let products use up to ``threads`` threads, 1 to 256. Raises ValueError beyond."""
-    _native.set_thread_count(threads)
+    native.set_thread_count(threads)
 
 
 if ISA_VARIABLE in os.environ:

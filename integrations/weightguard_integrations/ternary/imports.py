@@ -43,7 +43,9 @@ def absmax_rows(weight: Array) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Return weights rounded to 127 steps of each row's greatest magnitude, and the steps."""
     values = as_float32(weight)
     steps = np.maximum(np.abs(values).max(axis=1), np.float32(np.finfo(np.float32).tiny)) / 127
-    codes = np.clip(np.rint(values / np.maximum(steps, np.finfo(np.float32).tiny)[:, None]), -127, 127)
+    codes = np.clip(
+        np.rint(values / np.maximum(steps, np.finfo(np.float32).tiny)[:, None]), -127, 127
+    )
     return codes.astype(np.int8), steps.astype(np.float32)
 
 
@@ -68,7 +70,9 @@ def hugging_face_scale(weight_scale: Any, *, divides: bool) -> NDArray[np.float3
         weight_scale = weight_scale.detach().float().cpu().numpy()
     scale = np.array(weight_scale, np.float32).reshape(-1)
     if not np.isfinite(scale).all() or (divides and not scale.all()):
-        raise ValueError("weight_scale must be finite, and not zero where outputs are divided by it")
+        raise ValueError(
+            "weight_scale must be finite, and not zero where outputs are divided by it"
+        )
     return np.float32(1) / scale if divides else scale
 
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from weightguard.finding import Coverage, Finding, Report, finding, ordered
 from weightguard.scan.digest import BLOCK_BYTES, block_digest
-from weightguard_integrations.ternary import engine, imports, operands, recovery
-from weightguard_integrations.ternary._native import PackedMatrix as NativeMatrix
+from weightguard_integrations.ternary import imports, operands, recovery
+from weightguard_integrations.ternary.engine import native
 from weightguard_integrations.ternary.incident import ProductIncident
 from weightguard_integrations.ternary.memory import packed_bytes
 from weightguard_integrations.ternary.operands import Array
@@ -44,19 +44,20 @@ class PackedMatrix:
         self, weight: NDArray[np.int8], scale: Any, *, name: str = "weight", golden: bool = False
     ):
         weight = _weights(weight, ternary=self._ternary)
-        digits, nbytes = engine._native.measure(self._ternary, weight)
+        rows, columns = weight.shape
+        digits, nbytes = native.measure(self._ternary, weight)
         self.name = name
-        self.geometry = Geometry(self._ternary, *weight.shape, digits)
+        self.geometry = Geometry(self._ternary, rows, columns, digits)
         self.packed = packed_bytes(nbytes)
-        engine._native.pack(self._ternary, weight, digits, self.packed)
-        self._scales = _scales(scale, weight.shape[0])
+        native.pack(self._ternary, weight, digits, self.packed)
+        self._scales = _scales(scale, rows)
         self._scales_kept = self._scales.copy()
-        self._scales_digest = block_digest(memoryview(self._scales.view(np.uint8)))
+        self._scales_digest = _digest(self._scales)
         self._record = PackedRecord.of(self.packed, self.geometry.all_groups)
         self._golden = self.packed.copy() if golden else None
-        self._native = NativeMatrix(
-            self._ternary, *weight.shape, digits, self.packed, self._scales,
-            engine._native.scale_check(self._scales),
+        self._native = native.PackedMatrix(
+            self._ternary, rows, columns, digits, self.packed, self._scales,
+            native.scale_check(self._scales),
         )  # fmt: skip
         self.incidents: deque[ProductIncident] = deque(maxlen=INCIDENTS_KEPT)
 
@@ -139,7 +140,7 @@ class PackedMatrix:
 
     def repair(self) -> Report:
         """Restore what residues, the golden copy and the kept scales can, then check again."""
-        if block_digest(memoryview(self._scales.view(np.uint8))) != self._scales_digest:
+        if _digest(self._scales) != self._scales_digest:
             self._scales[:] = self._scales_kept
         self._record.repair(self.packed, self._golden)
         return self.check()
@@ -177,7 +178,7 @@ class PackedMatrix:
         return found
 
     def _scale_findings(self) -> list[Finding]:
-        if block_digest(memoryview(self._scales.view(np.uint8))) == self._scales_digest:
+        if _digest(self._scales) == self._scales_digest:
             return []
         bits, kept = self._scales.view(np.uint32), self._scales_kept.view(np.uint32)
         rows = np.flatnonzero(bits != kept).tolist()
@@ -265,6 +266,10 @@ class PackedInt8(PackedMatrix):
         return cls(*imports.absmax_rows(weight), name=name, golden=golden)
 
 
+def _digest(scales: NDArray[np.float32]) -> bytes:
+    return block_digest(scales.view(np.uint8).data)
+
+
 def _weights(weight: NDArray[np.int8], *, ternary: bool) -> NDArray[np.int8]:
     if not isinstance(weight, np.ndarray) or weight.dtype != np.int8:
         kind = getattr(weight, "dtype", type(weight).__name__)
@@ -272,7 +277,7 @@ def _weights(weight: NDArray[np.int8], *, ternary: bool) -> NDArray[np.int8]:
     if weight.ndim != 2 or 0 in weight.shape:
         raise ValueError(f"weights have shape {weight.shape}; they must be a matrix, not empty")
     weight = np.ascontiguousarray(weight)
-    at = engine._native.first_invalid(ternary, weight)
+    at = native.first_invalid(ternary, weight)
     if at >= 0:
         row, column = divmod(at, weight.shape[1])
         raise ValueError(f"weight [{row}, {column}] is {weight[row, column]}, not -1, 0 or 1")

@@ -35,7 +35,7 @@ def block_digests(data: NDArray[np.uint8]) -> tuple[bytes, ...]:
 
 
 def _blocks(data: NDArray[np.uint8]) -> Iterator[memoryview]:
-    view = memoryview(data)
+    view = data.data
     for start in range(0, len(data), BLOCK_BYTES):
         yield view[start : start + BLOCK_BYTES]
 
@@ -74,7 +74,7 @@ class PackedRecord:
     def holds(self, data: NDArray[np.uint8], block: int) -> bool:
         """Whether a block has its recorded digest."""
         start = block * BLOCK_BYTES
-        return block_digest(memoryview(data)[start : start + BLOCK_BYTES]) == self.digests[block]
+        return block_digest(data.data[start : start + BLOCK_BYTES]) == self.digests[block]
 
     def changes(self, data: NDArray[np.uint8]) -> list[ByteChange]:
         """Return, for each row whose residues moved, the one byte that would explain it."""

@@ -86,6 +86,4 @@ def test_int8_rows_come_close_to_the_float_weights(rng: np.random.Generator) -> 
     exact = x.astype(np.float64) @ weight.T.astype(np.float64)
     assert np.abs(matrix.linear(x) - exact).max() < 0.02 * np.abs(exact).max()
     assert (matrix.linear(x)[:, 4] == 0).all()
-    assert (
-        matrix.linear(x) == reference.linear(matrix.unpack(), matrix.scales, x)
-    ).all()
+    assert (matrix.linear(x) == reference.linear(matrix.unpack(), matrix.scales, x)).all()

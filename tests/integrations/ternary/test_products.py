@@ -92,9 +92,7 @@ def test_any_activations_of_any_number_format(data: st.DataObject) -> None:
     with np.errstate(over="ignore"):
         expected = reference.linear(weight, scales, x.astype(np.float32)).astype(dtype)
     assert y.dtype == dtype
-    assert np.array_equal(
-        y.astype(np.float32), expected.astype(np.float32), equal_nan=True
-    )
+    assert np.array_equal(y.astype(np.float32), expected.astype(np.float32), equal_nan=True)
     ternary.select_isa(ternary.available_isas()[-1])
 
 
