@@ -124,25 +124,27 @@ void quantise(const Quantise& task) {
 
 // A hash of the quantised activations: every step is a bijection of a lane, so that one changed
 // word always shows. `bytes` is a multiple of 16.
-uint64_t seal(const int8_t* x, size_t bytes) {
-    constexpr int lanes = 64;
-    uint32_t hash[lanes], words[lanes];
-    for (int l = 0; l < lanes; ++l) hash[l] = static_cast<uint32_t>(l) * kRowStep;
-    for (size_t at = 0; at < bytes; at += sizeof words) {
-        const size_t n = bytes - at < sizeof words ? bytes - at : sizeof words;
-        if (n < sizeof words) std::memset(words, 0, sizeof words);
-        std::memcpy(words, x + at, n);
-        for (int l = 0; l < lanes; ++l) {
-            const uint32_t mixed = (hash[l] ^ words[l]) * kRowMix;
-            hash[l] = mixed ^ mixed >> 15;
-        }
+typedef uint32_t Words __attribute__((vector_size(64)));
+
+inline Words mixed(Words hash, const int8_t* at) {
+    Words words;
+    std::memcpy(&words, at, sizeof words);
+    words = (hash ^ words) * kRowMix;
+    return words << 15 | words >> 17;
+}
+
+void seal(const int8_t* x, size_t bytes, Seal& out) {
+    Words hash[4] = {};
+    size_t at = 0;
+    for (; at + sizeof hash <= bytes; at += sizeof hash)
+        for (int h = 0; h < 4; ++h) hash[h] = mixed(hash[h], x + at + h * sizeof(Words));
+    int8_t rest[sizeof hash] = {};
+    if (at < bytes) {
+        std::memcpy(rest, x + at, bytes - at);
+        for (int h = 0; h < 4; ++h) hash[h] = mixed(hash[h], rest + h * sizeof(Words));
     }
-    uint64_t all = 0;
-    for (int l = 0; l < lanes; ++l) {
-        all = (all ^ hash[l]) * 0x9E3779B97F4A7C15u;
-        all ^= all >> 32;
-    }
-    return all;
+    static_assert(sizeof out == sizeof hash, "a seal is all lanes");
+    std::memcpy(&out, hash, sizeof hash);
 }
 
 struct Lanes {

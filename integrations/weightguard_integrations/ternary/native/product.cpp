@@ -25,7 +25,7 @@ class Product {
         return static_cast<int>(std::min<int64_t>(kTokens, call_.tokens - block * kTokens));
     }
     int8_t* activations(int64_t block) const {
-        return x_.get() + block * kTokens * layout_.padded_columns();
+        return x_ + block * kTokens * layout_.padded_columns();
     }
     size_t block_bytes(int64_t block) const {
         return static_cast<size_t>(tokens_of(block) * layout_.padded_columns());
@@ -34,6 +34,7 @@ class Product {
     // How much of weighted_ one worker has.
     size_t share() const { return static_cast<size_t>(call_.tokens) * kWeighedLanes + 1; }
 
+    void allocate();
     void quantise(int64_t block);
     void panels(int64_t item, int worker);
     void panel(int64_t panel, int64_t block, int worker, bool first_visit);
@@ -51,12 +52,14 @@ class Product {
     const Layout& layout_;
     int offset_, threads_;
     int64_t blocks_, panels_, chunk_, items_;
-    std::unique_ptr<int8_t[]> x_;
-    std::vector<TokenState> states_;
-    std::vector<uint64_t> seals_;
-    std::vector<int32_t> sums_copy_;        // of the quantiser, for the check
-    std::vector<int32_t> check_sums_;       // [token][check row]
-    std::vector<uint64_t> weighted_;        // of a worker: [token][lane], then one of the scales
+    // All in one piece of memory, as a small product is over sooner than several allocations.
+    std::unique_ptr<uint8_t[]> memory_;
+    int8_t* x_;             // [block of tokens][four columns][token of the block]
+    TokenState* states_;    // [token]
+    int32_t* kept_sums_;    // of the quantiser, for the check
+    Seal* seals_;           // [block]
+    int32_t* check_sums_;   // [token][check row]
+    uint64_t* weighted_;    // of a worker: [token][lane], then one of the scales
 };
 
 Product::Product(const Call& call, const Kernel& kernel)
@@ -74,14 +77,35 @@ Product::Product(const Call& call, const Kernel& kernel)
         chunk_ = std::min(panels_, std::max<int64_t>({1, least, panels_ / (threads_ * 6)}));
     }
     items_ = (panels_ + chunk_ - 1) / chunk_;
-    const auto tokens = static_cast<size_t>(call.tokens);
-    x_.reset(new int8_t[tokens * static_cast<size_t>(layout_.padded_columns())]);
-    states_.resize(tokens);
-    if (!call.verify) return;
-    seals_.resize(static_cast<size_t>(blocks_));
-    sums_copy_.resize(tokens);
-    check_sums_.resize(tokens * static_cast<size_t>(layout_.check_groups() * kGroupRows));
-    weighted_.resize(static_cast<size_t>(threads_) * share());
+    allocate();
+}
+
+void Product::allocate() {
+    const auto tokens = static_cast<size_t>(call_.tokens), blocks = static_cast<size_t>(blocks_);
+    const auto checks = static_cast<size_t>(call_.verify);
+    size_t used = 0;
+    const auto reserve = [&](size_t bytes) {
+        const size_t at = used;
+        used += (bytes + 63) / 64 * 64;
+        return at;
+    };
+    const auto workers = static_cast<size_t>(threads_);
+    const size_t x = reserve(tokens * static_cast<size_t>(layout_.padded_columns()));
+    const size_t states = reserve(tokens * sizeof(TokenState));
+    const size_t sums = reserve(checks * tokens * sizeof(int32_t));
+    const size_t seals = reserve(checks * blocks * sizeof(Seal));
+    const size_t rows = reserve(checks * tokens * sizeof(int32_t) *
+                                static_cast<size_t>(layout_.check_groups() * kGroupRows));
+    const size_t weighted = reserve(checks * workers * share() * sizeof(uint64_t));
+    memory_.reset(new uint8_t[used + 63]);
+    uint8_t* base = memory_.get() + (-reinterpret_cast<uintptr_t>(memory_.get()) & 63u);
+    x_ = reinterpret_cast<int8_t*>(base + x);
+    states_ = reinterpret_cast<TokenState*>(base + states);
+    kept_sums_ = reinterpret_cast<int32_t*>(base + sums);
+    seals_ = reinterpret_cast<Seal*>(base + seals);
+    check_sums_ = reinterpret_cast<int32_t*>(base + rows);
+    weighted_ = reinterpret_cast<uint64_t*>(base + weighted);
+    std::memset(base + weighted, 0, checks * workers * share() * sizeof(uint64_t));
 }
 
 void Product::quantise(int64_t block) {
@@ -93,10 +117,10 @@ void Product::quantise(int64_t block) {
                           activations(block) + 4 * t, tokens_of(block),
                           &states_[static_cast<size_t>(token)]});
         if (call_.verify)
-            sums_copy_[static_cast<size_t>(token)] = states_[static_cast<size_t>(token)].sum;
+            kept_sums_[static_cast<size_t>(token)] = states_[static_cast<size_t>(token)].sum;
     }
     if (call_.verify)
-        seals_[static_cast<size_t>(block)] = kernel_.seal(activations(block), block_bytes(block));
+        kernel_.seal(activations(block), block_bytes(block), seals_[static_cast<size_t>(block)]);
 }
 
 // The chunk's panels, for as many tokens at a time as stay in the cache.
@@ -129,10 +153,10 @@ void Product::panel(int64_t panel, int64_t block, int worker, bool first_visit) 
     if (!weight_groups) return;
     const auto token = static_cast<size_t>(block * kTokens);
     uint64_t* mine =
-        call_.verify ? weighted_.data() + static_cast<size_t>(worker) * share() : nullptr;
+        call_.verify ? weighted_ + static_cast<size_t>(worker) * share() : nullptr;
     const int64_t number_bytes = call_.out_number == Number::f32 ? 4 : 2;
     const bool with_scales = mine && first_visit && matrix_.scale_each_row;
-    kernel_.finish({sums, tokens_of(block), states_.data() + token, offset_,
+    kernel_.finish({sums, tokens_of(block), states_ + token, offset_,
                     weight_groups * kGroupRows, group * kGroupRows, layout_.rows, matrix_.scales,
                     matrix_.scale_each_row,
                     static_cast<uint8_t*>(call_.out) +
@@ -148,7 +172,7 @@ void Product::keep_check_rows(int64_t panel, int64_t block, const int32_t (*sums
         const int64_t check_group = 2 * panel + g - layout_.groups();
         if (check_group < 0) continue;
         for (int t = 0; t < tokens_of(block); ++t)
-            std::memcpy(check_sums_.data() + (block * kTokens + t) * rows + check_group * kGroupRows,
+            std::memcpy(check_sums_ + (block * kTokens + t) * rows + check_group * kGroupRows,
                         sums[t] + g * kGroupRows, sizeof(int32_t) * kGroupRows);
     }
 }
@@ -156,15 +180,15 @@ void Product::keep_check_rows(int64_t panel, int64_t block, const int32_t (*sums
 int64_t Product::check_value(int64_t token, int row) const {
     const int64_t rows = layout_.check_groups() * kGroupRows;
     return static_cast<int64_t>(check_sums_[static_cast<size_t>(token * rows + row)]) -
-           static_cast<int64_t>(offset_) * sums_copy_[static_cast<size_t>(token)];
+           static_cast<int64_t>(offset_) * kept_sums_[static_cast<size_t>(token)];
 }
 
 uint8_t Product::alarms(int64_t token, uint8_t common) const {
     const TokenState& state = states_[static_cast<size_t>(token)];
-    const int32_t sum = sums_copy_[static_cast<size_t>(token)];
+    const int32_t sum = kept_sums_[static_cast<size_t>(token)];
     uint64_t observed = 0, expected = 0, place = 1;
     for (int worker = 0; worker < threads_; ++worker) {
-        const uint64_t* lanes = weighted_.data() + static_cast<size_t>(worker) * share() +
+        const uint64_t* lanes = weighted_ + static_cast<size_t>(worker) * share() +
                                 static_cast<size_t>(token) * kWeighedLanes;
         for (int l = 0; l < kWeighedLanes; ++l) observed += lanes[l];
     }
@@ -195,8 +219,9 @@ std::vector<uint8_t> Product::check() {
     const uint8_t common = scales == matrix_.scale_check ? 0 : kScalesAlarm;
     std::vector<uint8_t> found;
     for (int64_t block = 0; block < blocks_; ++block) {
-        const bool sealed = kernel_.seal(activations(block), block_bytes(block)) ==
-                            seals_[static_cast<size_t>(block)];
+        Seal now;
+        kernel_.seal(activations(block), block_bytes(block), now);
+        const bool sealed = !std::memcmp(&now, &seals_[static_cast<size_t>(block)], sizeof now);
         for (int t = 0; t < tokens_of(block); ++t) {
             const int64_t token = block * kTokens + t;
             const uint8_t alarm =
