@@ -1,8 +1,9 @@
 // Passes for instruction sets that multiply four bytes at a time into 32-bit lanes. The including
 // file defines `Vector`, what one register does:
 //   Register, kRows (rows in a register), kFewTokens (tokens that fit the registers at once),
-//   kWideCodes (whether codes above 127 are read as unsigned), zero, load, broadcast, masked<field>,
-//   field<f>, byte_codes, dot, add_shifted<bits>, store.
+//   kGroupsAtOnce, kStreamTokens (tokens that fit with an accumulator for each field; none where
+//   codes above 127 would be read as signed), zero, load, broadcast, masked<field>, field<field>,
+//   byte_codes, dot, add_shifted<bits>, store.
 #pragma once
 
 #include "common.hpp"
@@ -19,35 +20,47 @@ inline void fetch(const uint8_t* at) {
             reinterpret_cast<uintptr_t>(at) + kAhead + static_cast<size_t>(g) * kTileBytes));
 }
 
-// One token, streaming: codes are masked where they lie, and each of the four fields has its own
+template <class V, int kField, int kParts, int kTokensNow>
+inline __attribute__((always_inline)) void stream_step(
+    const typename V::Register (&codes)[kParts], const int8_t* x,
+    typename V::Register (&sums)[kTokensNow][kParts][4]) {
+    typename V::Register xs[kTokensNow];
+    for (int token = 0; token < kTokensNow; ++token) xs[token] = V::broadcast(x + 4 * token);
+    for (int part = 0; part < kParts; ++part) {
+        const typename V::Register weights = V::template masked<kField>(codes[part]);
+        for (int token = 0; token < kTokensNow; ++token)
+            sums[token][part][kField] = V::dot(sums[token][part][kField], weights, xs[token]);
+    }
+}
+
+// Few tokens, streaming: codes are masked where they lie, and each of the four fields has its own
 // accumulator, scaled by 1, 4, 16 or 64 until the end.
-template <class V, int kGroups>
+template <class V, int kGroups, int kTokensNow>
 __attribute__((noinline)) void stream(const Pass& p) {
     constexpr int parts = kGroups * kGroupRows / V::kRows;
-    typename V::Register sums[parts][4];
-    for (auto& part : sums)
-        for (auto& sum : part) sum = V::zero();
+    typename V::Register sums[kTokensNow][parts][4];
+    for (auto& token : sums)
+        for (auto& part : token)
+            for (auto& sum : part) sum = V::zero();
     const uint8_t* w = p.packed;
     const int8_t* x = p.x;
-    for (size_t tile = 0; tile < p.tiles; ++tile, w += p.stride, x += 16) {
+    for (size_t tile = 0; tile < p.tiles; ++tile, w += p.stride, x += 16 * kTokensNow) {
         fetch<kGroups>(w);
-        const typename V::Register x0 = V::broadcast(x), x1 = V::broadcast(x + 4),
-                                   x2 = V::broadcast(x + 8), x3 = V::broadcast(x + 12);
+        typename V::Register codes[parts];
+        for (int part = 0; part < parts; ++part) codes[part] = V::load(w + part * V::kRows * 4);
+        stream_step<V, 0>(codes, x, sums);
+        stream_step<V, 1>(codes, x + 4 * kTokensNow, sums);
+        stream_step<V, 2>(codes, x + 8 * kTokensNow, sums);
+        stream_step<V, 3>(codes, x + 12 * kTokensNow, sums);
+    }
+    for (int token = 0; token < kTokensNow; ++token)
         for (int part = 0; part < parts; ++part) {
-            const typename V::Register codes = V::load(w + part * V::kRows * 4);
-            sums[part][0] = V::dot(sums[part][0], V::template masked<0>(codes), x0);
-            sums[part][1] = V::dot(sums[part][1], V::template masked<1>(codes), x1);
-            sums[part][2] = V::dot(sums[part][2], V::template masked<2>(codes), x2);
-            sums[part][3] = V::dot(sums[part][3], V::template masked<3>(codes), x3);
+            const auto& four = sums[token][part];
+            typename V::Register sum = V::template add_shifted<2>(four[0], four[1]);
+            sum = V::template add_shifted<4>(sum, four[2]);
+            sum = V::template add_shifted<6>(sum, four[3]);
+            V::store(p.sums[token] + part * V::kRows, sum);
         }
-    }
-    for (int part = 0; part < parts; ++part) {
-        typename V::Register sum = sums[part][0];
-        sum = V::template add_shifted<2>(sum, sums[part][1]);
-        sum = V::template add_shifted<4>(sum, sums[part][2]);
-        sum = V::template add_shifted<6>(sum, sums[part][3]);
-        V::store(p.sums[0] + part * V::kRows, sum);
-    }
 }
 
 template <class V, int kField, int kParts, int kTokensNow>
@@ -139,8 +152,12 @@ void few_tokens(const Pass& p, Coding coding, int first, int tokens) {
 
 template <class V, int kGroups>
 void all_tokens(const Pass& p, Coding coding) {
-    if constexpr (V::kWideCodes)
-        if (coding == Coding::ternary && p.tokens == 1) return stream<V, kGroups>(p);
+    if (coding == Coding::ternary && p.tokens <= V::kStreamTokens) {
+        if constexpr (V::kStreamTokens >= 1)
+            if (p.tokens == 1) return stream<V, kGroups, 1>(p);
+        if constexpr (V::kStreamTokens >= 2)
+            if (p.tokens == 2) return stream<V, kGroups, 2>(p);
+    }
     // halves of equal size: a last token alone would cost as much as several
     const int turns = (p.tokens + V::kFewTokens - 1) / V::kFewTokens;
     for (int turn = 0, first = 0; turn < turns; ++turn) {

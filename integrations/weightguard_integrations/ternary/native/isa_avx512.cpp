@@ -7,8 +7,7 @@ namespace {
 
 struct Wide {
     using Register = __m512i;
-    static constexpr int kRows = 16, kFewTokens = 8, kGroupsAtOnce = 2;
-    static constexpr bool kWideCodes = true;
+    static constexpr int kRows = 16, kFewTokens = 8, kGroupsAtOnce = 2, kStreamTokens = 2;
     static Register zero() { return _mm512_setzero_si512(); }
     static Register load(const uint8_t* at) { return _mm512_loadu_si512(at); }
     static Register broadcast(const int8_t* x) {

@@ -9,8 +9,7 @@ namespace {
 
 struct Half {
     using Register = __m256i;
-    static constexpr int kRows = 8, kFewTokens = 4, kGroupsAtOnce = 1;
-    static constexpr bool kWideCodes = true;
+    static constexpr int kRows = 8, kFewTokens = 4, kGroupsAtOnce = 1, kStreamTokens = 1;
     static Register zero() { return _mm256_setzero_si256(); }
     static Register load(const uint8_t* at) {
         return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));

@@ -7,8 +7,7 @@ namespace {
 
 struct Quarter {
     using Register = int32x4_t;
-    static constexpr int kRows = 4, kFewTokens = 4, kGroupsAtOnce = 1;
-    static constexpr bool kWideCodes = false;
+    static constexpr int kRows = 4, kFewTokens = 4, kGroupsAtOnce = 1, kStreamTokens = 0;
     static Register zero() { return vdupq_n_s32(0); }
     static Register load(const uint8_t* at) { return vreinterpretq_s32_u8(vld1q_u8(at)); }
     static Register broadcast(const int8_t* x) {
