@@ -1,9 +1,10 @@
 """Speed of checked ternary products beside their peers and this machine's limits.
 
-    python benchmarks/ternary.py [--rounds 9] [--threads 1 2] [--ggml FOLDER] [--shapes 2560x2560 ...]
+    python benchmarks/ternary.py [--rounds 9] [--threads 1 2] [--ggml FOLDER] [--shapes 640x2560 ..]
 
 Contestants take turns in every round; the table shows medians, and medians of the paired ratios of
-each round. One thread is timed by its CPU time, which other programs disturb less, two by the clock. Cold: products go through so many copies of the weights that none is in a cache. Hot: one
+each round. One thread is timed by its CPU time, which other programs disturb less; two by the
+clock. Cold: products go through so many copies of the weights that none is in a cache. Hot: one
 copy. Limits are measured between the rounds of the same run: bytes that a stream reads from memory,
 multiply-adds of bytes in registers. ``--ggml`` names the folder of libggml-cpu.so (of the package
 llama-cpp-python, say), whose TQ2_0 dot products are then timed too. Needs a C++ compiler and the

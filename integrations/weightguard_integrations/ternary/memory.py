@@ -18,7 +18,8 @@ def packed_bytes(nbytes: int) -> NDArray[np.uint8]:
     """
     huge = nbytes >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE")
     align = HUGE_PAGE_BYTES if huge else ALIGNMENT
-    room = mmap.mmap(-1, nbytes + align)
+    # private: shared memory, which mmap gives by default, has no huge pages
+    room = mmap.mmap(-1, nbytes + align, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if huge:
         room.madvise(mmap.MADV_HUGEPAGE)
     whole = np.frombuffer(room, np.uint8)
