@@ -1,0 +1,164 @@
+"""Checked products in torch models: ``TernaryLinear`` in place of linear layers.
+
+Needs the extra ``torch``; the package itself does not import this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from weightguard_integrations.ternary.imports import absmean, as_float32
+from weightguard_integrations.ternary.matrix import (
+    OnFault,
+    PackedInt8,
+    PackedMatrix,
+    PackedTernary,
+    Verify,
+)
+
+
+class TernaryLinear(nn.Module):
+    """A linear layer [..., K] -> [..., N] on a packed matrix; inference only, no gradients.
+
+    ``kept`` are weights in full precision: (row, column, what to add to the packed weight). The
+    packed bytes and scales are buffers that share the kernel's memory (not persistent: a packed
+    layer is made anew from attested weights), so that whoever guards live tensors covers them.
+    """
+
+    packed_bytes: torch.Tensor
+    scale_bytes: torch.Tensor
+
+    def __init__(
+        self,
+        packed: PackedMatrix,
+        *,
+        bias: torch.Tensor | None = None,
+        norm: nn.Module | None = None,
+        kept: Sequence[tuple[int, int, float]] = (),
+        verify: Verify = "always",
+        on_fault: OnFault = "raise",
+    ):
+        super().__init__()
+        self.packed, self.verify, self.on_fault = packed, verify, on_fault
+        self.out_features, self.in_features = packed.shape
+        self.norm = norm
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.register_buffer("packed_bytes", torch.from_numpy(packed.packed), persistent=False)
+        scales = packed.scales.view(np.uint8)
+        self.register_buffer("scale_bytes", torch.from_numpy(scales), persistent=False)
+        rows, columns, values = zip(*kept, strict=True) if kept else ((), (), ())
+        self.register_buffer("kept_rows", torch.tensor(rows, dtype=torch.long), persistent=False)
+        self.register_buffer(
+            "kept_columns", torch.tensor(columns, dtype=torch.long), persistent=False
+        )
+        self.register_buffer(
+            "kept_values", torch.tensor(values, dtype=torch.float32), persistent=False
+        )
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, *, name: str = "weight", keep: Iterable[tuple[int, int]] = (),
+        **options: Any,
+    ) -> Self:  # fmt: skip
+        """Quantise a float layer by its mean magnitude; the weights at ``keep`` stay as they are.
+
+        ``keep`` holds (row, column). Raises ValueError for weights that are not finite or not
+        there.
+        """
+        weight = as_float32(linear.weight)
+        codes, scale = absmean(weight)
+        kept = []
+        for row, column in keep:
+            if not (0 <= row < weight.shape[0] and 0 <= column < weight.shape[1]):
+                raise ValueError(f"there is no weight [{row}, {column}] in {weight.shape}")
+            rest = float(weight[row, column]) - float(codes[row, column]) * float(scale)
+            kept.append((row, column, rest))
+        packed = PackedTernary.from_int8(codes, scale, name=name)
+        return cls(packed, bias=linear.bias, kept=kept, **options)
+
+    @torch.compiler.disable
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the product, in x's dtype; raises IntegrityError as ``PackedMatrix.linear``."""
+        if self.norm is not None:
+            x = self.norm(x)
+        x = x.detach()
+        y: torch.Tensor = self.packed.linear(x, verify=self.verify, on_fault=self.on_fault)
+        if len(self.kept_rows):
+            rest = x[..., self.kept_columns].float() * self.kept_values
+            y.index_add_(-1, self.kept_rows, rest.to(y.dtype))
+        return y if self.bias is None else y + self.bias
+
+    def extra_repr(self) -> str:
+        """What print(model) shows of this layer."""
+        return (
+            f"{self.in_features}, {self.out_features}, {self.packed.kind}, verify={self.verify}, "
+            f"kept={len(self.kept_rows)}"
+        )
+
+
+def replace_bitlinear(
+    model: nn.Module,
+    *,
+    int8: Iterable[str] = (),
+    verify: Verify = "always",
+    on_fault: OnFault = "raise",
+) -> list[str]:
+    """Put ``TernaryLinear`` in place of transformers' BitLinear and AutoBitLinear, in place.
+
+    The linear layers named in ``int8`` (``lm_head``, say) become int8 under the same check.
+    Returns the names of what was replaced. Raises ValueError for weights that are not ternary,
+    and for names of ``int8`` that are no linear layer.
+    """
+    options: dict[str, Any] = {"verify": verify, "on_fault": on_fault}
+    wanted = set(int8)
+    replaced = []
+    for name, module in list(model.named_modules()):
+        make = _MAKERS.get(type(module).__name__)
+        if name in wanted:
+            if not isinstance(module, nn.Linear):
+                raise ValueError(f"{name} is {type(module).__name__}, not a linear layer")
+            make = _int8
+            wanted.discard(name)
+        if make is not None:
+            model.set_submodule(name, make(module, name, options))
+            replaced.append(name)
+    if wanted:
+        raise ValueError(f"the model has no layer {sorted(wanted)[0]!r:.100}")
+    return replaced
+
+
+def _int8(module: Any, name: str, options: dict[str, Any]) -> TernaryLinear:
+    packed = PackedInt8.from_float(module.weight, name=name)
+    return TernaryLinear(packed, bias=module.bias, **options)
+
+
+def _bit_linear(module: Any, name: str, options: dict[str, Any]) -> TernaryLinear:
+    packed = PackedTernary.from_hugging_face(
+        module.weight, module.weight_scale, scale_divides=True, name=name
+    )
+    return TernaryLinear(packed, bias=module.bias, norm=module.rms_norm, **options)
+
+
+def _auto_bit_linear(module: Any, name: str, options: dict[str, Any]) -> TernaryLinear:
+    if module.online_quant:
+        packed = PackedTernary.from_master(module.weight, name=name)
+    else:
+        weight = as_float32(module.weight)
+        codes = weight.astype(np.int8)
+        if (codes != weight).any():
+            raise ValueError(f"the weights of {name!r:.100} are not -1, 0 and 1")
+        scale = module.weight_scale.float().numpy()
+        packed = PackedTernary.from_int8(codes, scale, name=name)
+    return TernaryLinear(packed, bias=module.bias, norm=module.rms_norm, **options)
+
+
+_MAKERS: dict[str, Callable[[Any, str, dict[str, Any]], TernaryLinear]] = {
+    "BitLinear": _bit_linear,
+    "AutoBitLinear": _auto_bit_linear,
+}
+"""By name, as transformers' module is imported only by models that use it."""
