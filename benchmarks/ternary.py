@@ -200,13 +200,14 @@ def line(
     name: str, weight: np.ndarray, tokens: int, times: dict[str, list[float]], limits: Limits
 ) -> str:
     rows, columns = weight.shape
-    own = statistics.median(times["unchecked"])
+    own, read = statistics.median(times["unchecked"]), statistics.median(limits.read)
+    peak = max(statistics.median(limits.peak), 1e-9)
     packed = -(-rows // 16) * 16 * -(-columns // 16) * 4
     parts = [
         f"{name:12} M={tokens:<4}{own * 1e6:10.1f} us",
-        f"{packed / own / 1e9:6.1f} GB/s {packed / own / 1e9 / statistics.median(limits.read):5.2f} floor",
+        f"{packed / own / 1e9:6.1f} GB/s {packed / own / 1e9 / read:5.2f} floor",
         f"{weight.size * tokens / own / 1e9:6.0f} GMAC/s "
-        f"{weight.size * tokens / own / 1e9 / max(statistics.median(limits.peak), 1e-9):5.2f} peak",
+        f"{weight.size * tokens / own / 1e9 / peak:5.2f} peak",
         f"checked {ratio(times['checked'], times['unchecked']):6.4f}",
     ]
     parts += [
@@ -250,7 +251,7 @@ def main() -> None:
                         label = f"{shape} {'cold' if cold else 'hot'}"
                         print(line(label, weight, tokens, times, limits), flush=True)
         print(
-            f"\nlimits, one thread, medians (range): read {statistics.median(limits.read):.1f} GB/s "
+            f"\nlimits, one thread, medians: read {statistics.median(limits.read):.1f} GB/s "
             f"({min(limits.read):.1f} to {max(limits.read):.1f}), multiply-add "
             f"{statistics.median(limits.peak):.0f} G/s "
             f"({min(limits.peak):.0f} to {max(limits.peak):.0f}); load {os.getloadavg()[0]:.1f}"

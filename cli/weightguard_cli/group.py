@@ -7,8 +7,8 @@ from importlib import import_module
 import click
 
 COMMANDS = (
-    "audit", "manifest", "verify", "repair", "sign", "gate", "diff", "calibrate", "inspect",
-    "inject", "rules",
+    "audit", "manifest", "verify", "repair", "sign", "gate", "diff", "calibrate", "ternarize",
+    "inspect", "inject", "rules",
 )  # fmt: skip
 """Each is a function of the same name in the module of the same name."""
 

@@ -5,6 +5,7 @@ Needs the extra ``torch``; the package itself does not import this module.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from weightguard import WeightguardError
 from weightguard_integrations.ternary.imports import absmean, as_float32
 from weightguard_integrations.ternary.matrix import (
     OnFault,
@@ -20,6 +22,7 @@ from weightguard_integrations.ternary.matrix import (
     PackedTernary,
     Verify,
 )
+from weightguard_integrations.ternary.ternarize import read_others, read_packed
 
 
 class TernaryLinear(nn.Module):
@@ -32,6 +35,9 @@ class TernaryLinear(nn.Module):
 
     packed_bytes: torch.Tensor
     scale_bytes: torch.Tensor
+    kept_rows: torch.Tensor
+    kept_columns: torch.Tensor
+    kept_values: torch.Tensor
 
     def __init__(
         self,
@@ -81,7 +87,7 @@ class TernaryLinear(nn.Module):
         packed = PackedTernary.from_int8(codes, scale, name=name)
         return cls(packed, bias=linear.bias, kept=kept, **options)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the product, in x's dtype; raises IntegrityError as ``PackedMatrix.linear``."""
         if self.norm is not None:
@@ -99,6 +105,54 @@ class TernaryLinear(nn.Module):
             f"{self.in_features}, {self.out_features}, {self.packed.kind}, verify={self.verify}, "
             f"kept={len(self.kept_rows)}"
         )
+
+
+def load_ternary(
+    folder: str | os.PathLike[str], *, verify: Verify = "always", on_fault: OnFault = "raise"
+) -> nn.Module:
+    """Return the causal language model that ``ternarize`` wrote, with checked layers, in float32.
+
+    Every weight is compared with the folder's manifest as it is read; nothing is downloaded and no
+    code of the folder runs. Raises CheckpointError, ManifestError and WeightguardError.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    for name, packed, kept in read_packed(folder):
+        place = name.removesuffix(".weight")
+        linear = model.get_submodule(place)
+        if not isinstance(linear, nn.Linear) or packed.shape != tuple(linear.weight.shape):
+            raise WeightguardError(f"the model of config.json has no linear layer {name!r:.200}")
+        layer = TernaryLinear(packed, kept=kept, verify=verify, on_fault=on_fault)
+        if linear.bias is not None:
+            layer.bias = nn.Parameter(torch.empty(packed.shape[0], device="meta"), False)
+        model.set_submodule(place, layer)
+    _fill(model, dict(read_others(folder)))
+    loaded: nn.Module = model.eval()
+    return loaded
+
+
+def _fill(model: Any, tensors: dict[str, np.ndarray[Any, Any]]) -> None:
+    state = {name: torch.from_numpy(values) for name, values in tensors.items()}
+    extra = model.load_state_dict(state, strict=False, assign=True).unexpected_keys
+    model.tie_weights()
+    empty = [name for name, values in model.named_parameters() if values.is_meta]
+    if empty or extra:
+        raise WeightguardError(
+            f"the folder does not hold the model of its config.json: {len(empty)} weights are "
+            f"missing and {len(extra)} are too many, the first {(empty or extra)[0]!r:.200}"
+        )
+    _recompute_buffers(model)
+
+
+def _recompute_buffers(model: nn.Module) -> None:
+    """Rotary frequencies are computed, not stored: make those that were left on "meta"."""
+    for module in list(model.modules()):
+        if any(b.is_meta for b in module.buffers(recurse=False)):
+            for name, child in type(module)(config=module.config).named_buffers(recurse=False):
+                module.register_buffer(name, child, persistent=False)
 
 
 def replace_bitlinear(

@@ -26,6 +26,8 @@ Drill: TypeAlias = tuple[int, int, int, int]
 
 ON_FAULT: tuple[OnFault, ...] = ("raise", "mark", "recompute", "repair")
 INCIDENTS_KEPT = 1000
+MAX_DIGITS = 40
+"""More than any check vector needs."""
 MAX_LISTED = 100
 """Changed bytes that a report's findings name."""
 
@@ -46,20 +48,48 @@ class PackedMatrix:
         weight = _weights(weight, ternary=self._ternary)
         rows, columns = weight.shape
         digits, nbytes = native.measure(self._ternary, weight)
+        packed = packed_bytes(nbytes)
+        native.pack(self._ternary, weight, digits, packed)
+        self._hold(packed, _scales(scale, rows), Geometry(self._ternary, rows, columns, digits))
         self.name = name
-        self.geometry = Geometry(self._ternary, rows, columns, digits)
-        self.packed = packed_bytes(nbytes)
-        native.pack(self._ternary, weight, digits, self.packed)
-        self._scales = _scales(scale, rows)
-        self._scales_kept = self._scales.copy()
-        self._scales_digest = _digest(self._scales)
-        self._record = PackedRecord.of(self.packed, self.geometry.all_groups)
-        self._golden = self.packed.copy() if golden else None
+        self._golden = packed.copy() if golden else None
+
+    def _hold(
+        self, packed: NDArray[np.uint8], scales: NDArray[np.float32], geometry: Geometry
+    ) -> None:
+        self.packed, self._scales, self.geometry = packed, scales, geometry
+        self._scales_kept = scales.copy()
+        self._scales_digest = _digest(scales)
+        self._record = PackedRecord.of(packed, geometry.all_groups)
         self._native = native.PackedMatrix(
-            self._ternary, rows, columns, digits, self.packed, self._scales,
-            native.scale_check(self._scales),
+            self._ternary, geometry.rows, geometry.columns, geometry.digits, packed, scales,
+            native.scale_check(scales),
         )  # fmt: skip
         self.incidents: deque[ProductIncident] = deque(maxlen=INCIDENTS_KEPT)
+
+    @classmethod
+    def from_packed(
+        cls, packed: NDArray[np.uint8], scale: Any, shape: tuple[int, int], digits: int, *,
+        name: str = "weight", golden: bool = False,
+    ) -> Self:  # fmt: skip
+        """Take packed bytes as ``packed`` gives them; they are unpacked, and packed again.
+
+        Raises ValueError for bytes that are not what packing their own weights gives, in
+        padding, codes and check rows.
+        """
+        rows, columns = shape
+        geometry = Geometry(cls._ternary, rows, columns, digits)
+        if min(rows, columns) < 1 or not 1 <= digits <= MAX_DIGITS:
+            raise ValueError(f"no packed matrix has shape {shape} and {digits} digits")
+        if packed.nbytes != geometry.all_groups * geometry.group_bytes:
+            raise ValueError(f"{packed.nbytes} bytes are not those of a packed matrix of {shape}")
+        given = np.ascontiguousarray(packed).reshape(-1)
+        claimed = cls.__new__(cls)
+        claimed._hold(given, _scales(scale, rows), geometry)
+        made = cls(claimed.unpack(), scale, name=name, golden=golden)
+        if made.geometry != geometry or not np.array_equal(made.packed, given):
+            raise ValueError("packed bytes and check rows contradict each other")
+        return made
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -14,7 +14,11 @@ ROOT = Path(__file__).parents[3]
 NATIVE = ROOT / "integrations/weightguard_integrations/ternary/native"
 PROGRAM = ROOT / "tests/native/ternary_selftest.cpp"
 COMMON = ("-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-psabi", "-Werror")
-QUIET = ("-Wno-maybe-uninitialized", "-Wno-uninitialized")  # in GCC's own intrinsics
+QUIET = (
+    "-Wno-maybe-uninitialized",
+    "-Wno-uninitialized",
+    "-Wno-unknown-warning-option",
+)  # in GCC's own intrinsics
 X86 = {
     "isa_avx2": ("-mavx2",),
     "isa_avxvnni": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"),
