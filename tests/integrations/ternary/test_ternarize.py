@@ -91,7 +91,7 @@ def test_packed_bytes_that_contradict_their_check_rows(checkpoint: Path, tmp_pat
     (out / "model.weightguard.json").unlink()
     with fingerprint(out) as manifest:
         manifest.write(out / "model.weightguard.json")
-    with pytest.raises(WeightguardError, match="contradict|not -1, 0 or 1"):
+    with pytest.raises(WeightguardError, match=r"contradict|not -1, 0 or 1"):
         list(read_packed(out))
 
 
