@@ -12,6 +12,7 @@ from tests.checkpoints import write_safetensors
 from tests.conformance.arrays import ArrayAdapter, ArrayRuntime
 from weightguard import fingerprint
 from weightguard.guard import Gap, Guard, Settings
+from weightguard_integrations.ternary import PackedTernary
 
 Harm = Callable[[ArrayRuntime], object]
 
@@ -28,8 +29,8 @@ class _Lines(logging.Handler):
 
 
 def logged(code: str) -> str:
-    """Return the lines about rule ``code`` that its example makes the guard log."""
-    logger, lines = logging.getLogger("weightguard.guard"), _Lines()
+    """Return the line about rule ``code`` that its example makes weightguard log."""
+    logger, lines = logging.getLogger("weightguard"), _Lines()
     before = logger.level, logger.propagate
     logger.addHandler(lines)
     logger.setLevel(logging.INFO)
@@ -172,6 +173,14 @@ def _canary(fault: Exception | None) -> None:
     made.close()
 
 
+def _packed() -> None:
+    """A checked product meets a flipped weight."""
+    weight = np.random.default_rng(8).integers(-1, 2, (96, 96), np.int8)
+    matrix = PackedTernary.from_int8(weight, 0.5, name="layers.3.down_proj")
+    matrix.packed[77] ^= 1
+    matrix.linear(np.ones((2, 96), np.float32), on_fault="repair")
+
+
 LIVE: dict[str, Callable[[], None]] = {
     "WG901": lambda: _harmed(_flip),
     "WG902": lambda: _harmed(_train),
@@ -188,5 +197,7 @@ LIVE: dict[str, Callable[[], None]] = {
     "WG914": lambda: _harmed(lambda runtime: runtime.arrays.pop("norm.weight")),
     "WG915": lambda: _harmed(_appear),
     "WG916": _uncovered,
+    "WG920": _packed,
+    "WG921": _packed,
 }
 """What brings each rule's incident about."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from weightguard_integrations.ternary.operands import Operand, fill_nan
 
 if TYPE_CHECKING:
     from weightguard_integrations.ternary.matrix import OnFault, PackedMatrix
+
+LOGGER = logging.getLogger("weightguard.ternary")
 
 MAX_LISTED = 100
 """Tokens that a finding names."""
@@ -47,6 +50,8 @@ def handle(
         time.time(), _finding(matrix, alarms, causes, action), action, tuple(tokens), causes
     )
     matrix.incidents.append(incident)
+    for found in (incident.finding, *causes):
+        _log(matrix.name, found)
     if action in ("raised", "marked"):
         fill_nan(out, tokens)
     if action == "raised":
@@ -68,6 +73,12 @@ def _finding(
         row=causes[0].location.row if causes else None,
         evidence={"disagreed": kinds.words, "tokens": tokens[:MAX_LISTED], "action": action},
     )
+
+
+def _log(name: str, found: Finding) -> None:
+    # names come from files: nothing of them may look like another line
+    line = f"{found.rule} {name:.200}: {found.message}"
+    LOGGER.critical("%s", "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
 
 
 def _report(matrix: PackedMatrix, incident: ProductIncident) -> Report:
