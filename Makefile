@@ -18,7 +18,7 @@ PYTEST_ARGS :=
 # an editable install remembers which modules there are: install again when that changes
 MODULES := $(STAMPS)/modules-$(shell find weightguard cli integrations -name '*.py' | sort | cksum | cut -d' ' -f1)
 
-.PHONY: help demo test lint types imports tests browser clean
+.PHONY: help demo test lint types imports tests browser emulator clean
 
 help:
 	@echo "make demo   attest real weights, damage copies of them, find the damage"
@@ -40,17 +40,24 @@ types: $(STAMPS)/dev
 imports: $(STAMPS)/dev
 	$(VENV)/bin/lint-imports
 
-tests: $(STAMPS)/dev browser
+tests: $(STAMPS)/dev browser emulator
 	$(PY) -m pytest $(PYTEST_ARGS)
 
-# HTML reports are opened in a browser; where there is none, and no way to install it, their tests say so
+# what pip does not bring; where it is missing and cannot be installed, the tests of it say so
 browser:
-	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \
+	@$(call debian,chromium chromedriver,chromium chromium-driver,HTML reports)
+
+emulator:
+	@$(call debian,aarch64-linux-gnu-g++ qemu-aarch64,g++-aarch64-linux-gnu qemu-user,the ARM kernel)
+
+# $(1) programs, $(2) the packages that have them, $(3) what needs them
+debian = missing=; for program in $(1); do command -v $$program >/dev/null || missing=1; done; \
+	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "Installing Chromium for the tests of HTML reports"; \
+		echo "Installing $(2) for the tests of $(3)"; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-			apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; \
-	else echo "HTML reports are not tested: install chromium and chromium-driver" >&2; fi
+			apt-get install -y -qq --no-install-recommends $(2) >/dev/null; \
+	else echo "Not tested: $(3); install $(2)" >&2; fi
 
 $(STAMPS)/venv:
 	@for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \

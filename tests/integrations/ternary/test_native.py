@@ -76,8 +76,8 @@ def test_every_kernel_is_clean_under_the_sanitizers(sanitized: tuple[list[str], 
 
 
 @pytest.mark.skipif(
-    not (shutil.which(CROSS) and shutil.which(EMULATOR)),
-    reason=f"{CROSS} and {EMULATOR} emulate what this machine is not",
+    "CI" not in os.environ and not (shutil.which(CROSS) and shutil.which(EMULATOR)),
+    reason=f"{CROSS} and {EMULATOR} emulate what this machine is not: make emulator",
 )
 def test_neon_gives_the_same_bits(tmp_path: Path, sanitized: tuple[list[str], str]) -> None:
     program = build(tmp_path, CROSS, ARM, "-static")
