@@ -1,0 +1,138 @@
+"""In-place sessions: initializers in buffers of ours, which onnxruntime reads where they lie.
+
+Kernels that pack their weights, and the optimiser where it folds or fuses, take copies at load
+and read those; what a run does not read is reported. ``session.disable_prepacking`` keeps most
+weights live, and costs speed.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto
+
+from weightguard.checkpoint import Checkpoint
+from weightguard.guard import Gap, LiveTensor, Token
+from weightguard.guard.baseline import TensorBaseline
+from weightguard.guard.schedule import BlockRef
+from weightguard.scan.digest import BLOCK_BYTES
+from weightguard.tensor import TensorView
+from weightguard_integrations.onnxruntime.layout import PAGE_BYTES, packed_shape
+from weightguard_integrations.onnxruntime.mappings import Mapping
+from weightguard_integrations.onnxruntime.memory import Memory, Region
+
+_NUMPY = {
+    "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16,
+    "U32": np.uint32, "I32": np.int32, "U64": np.uint64, "I64": np.int64, "F16": np.float16,
+    "F32": np.float32, "F64": np.float64,
+}  # fmt: skip
+_RAW = {
+    "BF16": (np.uint16, TensorProto.BFLOAT16),
+    "F8_E4M3": (np.uint8, TensorProto.FLOAT8E4M3FN),
+    "F8_E5M2": (np.uint8, TensorProto.FLOAT8E5M2),
+}
+"""Types that NumPy does not know, by the type of equal width and onnx's number."""
+
+_NOT_OURS = "onnxruntime keeps it in memory of its own"
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A weight in our buffer: bytes ``offset`` on."""
+
+    view: TensorView
+    offset: int
+
+
+class Buffer:
+    """All weights that can be given to a session, each on pages of its own.
+
+    An unnamed file that nobody can change holds them, mapped privately: what a run reads of them
+    can be seen, and the file is the golden copy.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, graph: onnx.ModelProto):
+        """Copy the initializers of the main graph out of the verified ``checkpoint``."""
+        wanted = {tensor.name for tensor in graph.graph.initializer}
+        supported = {*_NUMPY, *_RAW}
+        self.placed: list[Placed] = []
+        end = 0
+        for view in checkpoint.tensors:
+            names = [name for name in (view.name, *view.aliases) if name in wanted]
+            if names and view.nbytes and view.dtype.name in supported:
+                self.placed.append(Placed(view, end))
+                end += -(-view.nbytes // PAGE_BYTES) * PAGE_BYTES
+        self.nbytes = end
+        self._descriptor = os.memfd_create("weightguard", os.MFD_CLOEXEC)
+        os.ftruncate(self._descriptor, max(end, 1))
+        for placed in self.placed:
+            for start, data in _blocks(placed.view):
+                os.pwrite(self._descriptor, data, placed.offset + start)
+        self._map = mmap.mmap(
+            self._descriptor, max(end, 1), mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE
+        )
+        self._bytes = np.frombuffer(self._map, np.uint8)
+        self.address = int(self._bytes.ctypes.data)
+
+    def values(self) -> Iterator[tuple[str, ort.OrtValue]]:
+        """Yield each weight under each of its names, as a value that reads the buffer."""
+        for placed in self.placed:
+            view = placed.view
+            piece = self._bytes[placed.offset : placed.offset + view.nbytes]
+            for name in (view.name, *view.aliases):
+                yield name, _value(piece, view)
+
+    def mapping(self) -> Mapping:
+        """Return where the buffer lies."""
+        return Mapping(self.address, self.address + self.nbytes, 0, True)
+
+    def memory(self, checkpoint: Checkpoint, owner: object, generation: int) -> Memory:
+        """Return the weights as they lie in the buffer, and those that do not."""
+        regions = {}
+        for placed in self.placed:
+            view = placed.view
+            token = Token(self.address + placed.offset, generation)
+            live = LiveTensor(view.name, view.dtype, view.shape, token, view.aliases)
+            regions[view.name] = Region(live)
+        gaps = tuple(
+            Gap(view.name, "unreachable", view.nbytes, _NOT_OURS)
+            for view in checkpoint.tensors
+            if view.name not in regions and view.nbytes
+        )
+        return Memory((self, owner), regions, gaps)
+
+    def block(self, entry: TensorBaseline, ref: BlockRef) -> bytes | None:
+        """See Golden."""
+        for placed in self.placed:
+            if placed.view.name == entry.tensor.name:
+                return os.pread(self._descriptor, ref.nbytes, placed.offset + ref.start)
+        return None
+
+    def close(self) -> None:
+        """Give the file back; the mapping lives as long as a session reads it."""
+        os.close(self._descriptor)
+
+
+def without_data(graph: onnx.ModelProto, names: set[str]) -> bytes:
+    """Return the graph with nothing where the weights of ``names`` were, which are given to it.
+
+    The runtime looks at their types and shapes alone.
+    """
+    slim = onnx.ModelProto()
+    slim.CopyFrom(graph)
+    for tensor in slim.graph.initializer:
+        if tensor.name in names:
+            _point_at_memory(tensor)
+    return slim.SerializeToString()
+
+
+def _blocks(view: TensorView) -> Iterator[tuple[int, bytes]]:
+    for start in range(0, view.nbytes, BLOCK_BYTES):
+        yield start, bytes(view.read(start, min(start + BLOCK_BYTES, view.nbytes)))

@@ -1,0 +1,99 @@
+"""The model as it lies on disk: identified, verified, and handed to the runtime as verified.
+
+What is loaded is read from the very descriptors that were hashed, or from a private copy of them
+where onnxruntime itself does the reading. Links, hard links and every way out of the model's folder
+are refused by the parser, and so are ranges that overlap or lie outside of their file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Iterator
+
+import onnx
+
+from weightguard.audit import verify_opened
+from weightguard.catalogue import Severity
+from weightguard.checkpoint import Checkpoint, open_checkpoint
+from weightguard.checkpoint.files import CheckpointFile
+from weightguard.checksums import file_digests
+from weightguard.errors import IntegrityError, WeightguardError
+from weightguard.finding import Report
+from weightguard.manifest import FileRecord, Manifest
+from weightguard.progress import Meter
+from weightguard_integrations.onnxruntime.graphs import stored_tensors
+
+MAX_GRAPH_BYTES = (1 << 31) - 1
+"""No protobuf message is longer; larger models keep their weights in external data."""
+
+
+def open_model(path: str | os.PathLike[str], *, private: bool) -> Checkpoint:
+    """Open the ONNX model at ``path``, in private copies of its files where ``private``.
+
+    Raises CheckpointError for what cannot be read, WeightguardError for another format.
+    """
+    checkpoint = open_checkpoint(path, private=private)
+    if checkpoint.format != "onnx" or not os.path.isfile(path):  # noqa: PTH113
+        checkpoint.close()
+        raise WeightguardError(
+            f"{os.fspath(path)!r:.300} is {checkpoint.format}, not an ONNX model file: "
+            "give the .onnx file"
+        )
+    return checkpoint
+
+
+def require_sound(checkpoint: Checkpoint, manifest: Manifest | None) -> Report:
+    """Return the report on an open model; raise IntegrityError where it found an error."""
+    report = verify_opened(checkpoint, manifest)
+    if not report.complete or any(f.level >= Severity.ERROR for f in report.findings):
+        raise IntegrityError(report)
+    return report
+
+
+def digests_of(checkpoint: Checkpoint) -> dict[str, FileRecord]:
+    """Return size and SHA-256 of the graph file and of each file of external data."""
+    return file_digests(checkpoint, None, Meter(0, None))
+
+
+def identity_of(digests: dict[str, FileRecord]) -> str:
+    """Return one SHA-256, in hex, that stands for the content of all files of a model.
+
+    The graph file counts by its content alone: it may be called anything.
+    """
+    graph, *external = digests.items()
+    records = [["", graph[1].size, graph[1].sha256]]
+    records += [[name, record.size, record.sha256] for name, record in sorted(external)]
+    return hashlib.sha256(json.dumps(records).encode()).hexdigest()
+
+
+def graph_bytes(checkpoint: Checkpoint) -> bytes:
+    """Return the content of the graph file."""
+    graph = checkpoint.files[0]
+    return graph.read(0, graph.size, limit=MAX_GRAPH_BYTES)
+
+
+def external_data(
+    checkpoint: Checkpoint, graph: bytes
+) -> Iterator[tuple[str, mmap.mmap, CheckpointFile]]:
+    """Yield each location of external data as the graph spells it, and the file's content.
+
+    The content is mapped from the descriptor that was verified.
+    """
+    files = {file.name: file for file in checkpoint.files[1:]}
+    if not files:
+        return
+    model = onnx.ModelProto.FromString(graph)
+    locations = {
+        entry.value
+        for _, tensor in stored_tensors(model)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    for location in sorted(locations):
+        file = files[os.path.normpath(location)]
+        if file.size:
+            yield location, mmap.mmap(file.fileno(), file.size, access=mmap.ACCESS_READ), file
