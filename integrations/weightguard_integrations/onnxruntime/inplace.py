@@ -7,7 +7,6 @@ weights live, and costs speed.
 
 from __future__ import annotations
 
-import io
 import mmap
 import os
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnxruntime as ort
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from weightguard.checkpoint import Checkpoint
@@ -24,7 +24,7 @@ from weightguard.guard.baseline import TensorBaseline
 from weightguard.guard.schedule import BlockRef
 from weightguard.scan.digest import BLOCK_BYTES
 from weightguard.tensor import TensorView
-from weightguard_integrations.onnxruntime.layout import PAGE_BYTES, packed_shape
+from weightguard_integrations.onnxruntime.layout import PAGE_BYTES
 from weightguard_integrations.onnxruntime.mappings import Mapping
 from weightguard_integrations.onnxruntime.memory import Memory, Region
 
@@ -120,19 +120,17 @@ class Buffer:
         os.close(self._descriptor)
 
 
-def without_data(graph: onnx.ModelProto, names: set[str]) -> bytes:
-    """Return the graph with nothing where the weights of ``names`` were, which are given to it.
-
-    The runtime looks at their types and shapes alone.
-    """
-    slim = onnx.ModelProto()
-    slim.CopyFrom(graph)
-    for tensor in slim.graph.initializer:
-        if tensor.name in names:
-            _point_at_memory(tensor)
-    return slim.SerializeToString()
-
-
 def _blocks(view: TensorView) -> Iterator[tuple[int, bytes]]:
     for start in range(0, view.nbytes, BLOCK_BYTES):
         yield start, bytes(view.read(start, min(start + BLOCK_BYTES, view.nbytes)))
+
+
+def _value(piece: NDArray[np.uint8], view: TensorView) -> ort.OrtValue:
+    """Return a value that reads ``piece`` where it lies."""
+    if view.dtype.name in _RAW:
+        kind, number = _RAW[view.dtype.name]
+        array = piece.view(kind).reshape(view.shape)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, number)
+    return ort.OrtValue.ortvalue_from_numpy(
+        piece.view(_NUMPY[view.dtype.name]).reshape(view.shape)
+    )
