@@ -32,8 +32,8 @@ def open_checkpoint(path: str | os.PathLike[str], *, private: bool = False) -> C
     opened: that of its index, else its safetensors, PyTorch, GGUF or ONNX files, in this order;
     other weight files and pickles are named as ``beside`` it. ``path`` itself may be a link to
     anywhere, what lies beside it may not. ``private`` reads every file once, into a copy that
-    nobody else can change, for whoever goes on to load what was verified. Raises CheckpointError when the checkpoint cannot be
-    read; lesser contradictions become its findings.
+    nobody else can change, for whoever goes on to load what was verified. Raises CheckpointError
+    when the checkpoint cannot be read; lesser contradictions become its findings.
     """
     path = Path(path)
     is_folder = _is_folder(path)

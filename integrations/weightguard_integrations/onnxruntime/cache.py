@@ -54,6 +54,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outputs: tuple[str, ...]
     extents: tuple[Extent, ...]
     inline: tuple[tuple[str, int], ...]
+    nested: bool
     folded: tuple[int, int]
 
 
@@ -151,22 +152,22 @@ class Cache:
                 shutil.rmtree(left, ignore_errors=True)
 
     @contextmanager
-    def own_name(self, place: Path) -> Iterator[Path]:
-        """Yield a folder in which the entry's data has a name that nobody else opens it by."""
+    def own_name(self, place: Path, *, copied: bool) -> Iterator[Path]:
+        """Yield a folder in which the entry's data has a name that nobody else opens it by.
+
+        The very file where it is not ``copied``. Raises StaleEntry, and WeightguardError.
+        """
+        data = place / DATA_NAME
+        _require_private(data)
         try:
             folder = Path(tempfile.mkdtemp(prefix=".new-", dir=self.folder))
+            try:
+                (shutil.copyfile if copied else os.link)(data, folder / DATA_NAME)
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
         except OSError as error:
             raise _unusable(self.folder, error) from error
-        try:
-            try:
-                os.link(place / DATA_NAME, folder / DATA_NAME)
-            except FileNotFoundError as error:
-                raise StaleEntry("its weights are missing") from error
-            except OSError as error:
-                raise _unusable(self.folder, error) from error
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_entry(place: Path, key: str) -> Entry:
@@ -203,6 +204,16 @@ def read_private(path: Path, limit: int, sha256: str | None = None) -> bytes:
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise StaleEntry(f"{path.name} is not what was sealed")
     return data
+
+
+def _require_private(path: Path) -> None:
+    try:
+        found = path.lstat()
+    except OSError as error:
+        raise StaleEntry(f"{path.name} cannot be read: {error.strerror}") from error
+    own = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+    if not own or stat.S_IMODE(found.st_mode) & 0o022:
+        raise StaleEntry(f"{path.name} is no file that this user alone can write")
 
 
 def write_private(path: Path, data: bytes) -> str:

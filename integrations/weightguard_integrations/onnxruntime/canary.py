@@ -149,6 +149,17 @@ def chosen(
     )
 
 
+def stable(run: Callable[[Feed], Outputs], feeds: Sequence[Feed]) -> tuple[str, ...]:
+    """Return a digest of the outputs for each feed; raise WeightguardError where they vary."""
+    outputs = recorded(run, feeds)
+    if recorded(run, feeds) != outputs:
+        raise WeightguardError(
+            "the model answers the same inputs differently each time, so nothing can be proved by "
+            "its answers: fix its seeds, or give canary= inputs whose outputs are stable"
+        )
+    return outputs
+
+
 def recorded(run: Callable[[Feed], Outputs], feeds: Sequence[Feed]) -> tuple[str, ...]:
     """Return a digest of the outputs for each feed."""
     return tuple(digest(run(feed)) for feed in feeds)

@@ -24,7 +24,7 @@ from weightguard.guard.baseline import TensorBaseline
 from weightguard.guard.schedule import BlockRef
 from weightguard.scan.digest import BLOCK_BYTES
 from weightguard.tensor import TensorView
-from weightguard_integrations.onnxruntime.layout import PAGE_BYTES
+from weightguard_integrations.onnxruntime.layout import apart
 from weightguard_integrations.onnxruntime.mappings import Mapping
 from weightguard_integrations.onnxruntime.memory import Memory, Region
 
@@ -67,16 +67,16 @@ class Buffer:
         for view in checkpoint.tensors:
             names = [name for name in (view.name, *view.aliases) if name in wanted]
             if names and view.nbytes and view.dtype.name in supported:
-                self.placed.append(Placed(view, end))
-                end += -(-view.nbytes // PAGE_BYTES) * PAGE_BYTES
-        self.nbytes = end
+                self.placed.append(Placed(view, apart(end)))
+                end = apart(end) + view.nbytes
+        self.nbytes = end = max(end, 1)
         self._descriptor = os.memfd_create("weightguard", os.MFD_CLOEXEC)
-        os.ftruncate(self._descriptor, max(end, 1))
+        os.ftruncate(self._descriptor, end)
         for placed in self.placed:
             for start, data in _blocks(placed.view):
                 os.pwrite(self._descriptor, data, placed.offset + start)
         self._map = mmap.mmap(
-            self._descriptor, max(end, 1), mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE
+            self._descriptor, end, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE
         )
         self._bytes = np.frombuffer(self._map, np.uint8)
         self.address = int(self._bytes.ctypes.data)
@@ -131,6 +131,4 @@ def _value(piece: NDArray[np.uint8], view: TensorView) -> ort.OrtValue:
         kind, number = _RAW[view.dtype.name]
         array = piece.view(kind).reshape(view.shape)
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, number)
-    return ort.OrtValue.ortvalue_from_numpy(
-        piece.view(_NUMPY[view.dtype.name]).reshape(view.shape)
-    )
+    return ort.OrtValue.ortvalue_from_numpy(piece.view(_NUMPY[view.dtype.name]).reshape(view.shape))

@@ -24,8 +24,12 @@ from weightguard_integrations.onnxruntime.graphs import (
 
 DATA_NAME = "weights.data"
 
-PAGE_BYTES = 1 << 16
-"""Weights start at multiples of this; pages of every usual kernel divide it."""
+APART = 1 << 16
+"""Weights start at multiples of this, and as far at least from the end of the one before.
+
+Pages of every usual kernel divide it, and no kernel maps more than as much around a page that
+is read: that one weight is read shows as that one alone.
+"""
 
 ROW_BYTES = (1024, 512, 256, 128, 64)
 """Rows that packed bytes are read as, the first that divides them."""
@@ -72,7 +76,7 @@ class AlignedFile:
 
     def put(self, pieces: Iterable[bytes]) -> tuple[int, int, str]:
         """Write the bytes at the next free page; return offset, length and digest."""
-        offset = -(-self._end // PAGE_BYTES) * PAGE_BYTES
+        offset = apart(self._end)
         self._file.seek(offset)
         hasher, nbytes = blake3(), 0
         for piece in pieces:
@@ -84,8 +88,13 @@ class AlignedFile:
 
     def finish(self) -> None:
         """Make the last page whole."""
-        self._file.truncate(-(-self._end // PAGE_BYTES) * PAGE_BYTES)
+        self._file.truncate(apart(self._end))
         self._file.flush()
+
+
+def apart(end: int) -> int:
+    """Return where the weight after one that ends at ``end`` starts."""
+    return (-(-end // APART) + 1) * APART if end else 0
 
 
 def packed_shape(nbytes: int) -> tuple[int, ...]:
@@ -95,10 +104,14 @@ def packed_shape(nbytes: int) -> tuple[int, ...]:
 
 
 class Relaid(msgspec.Struct, frozen=True):
-    """The extents of a model's weights, and what stays in the graph: names and bytes."""
+    """The extents of a model's weights, and what stays in the graph: names and bytes.
+
+    ``nested``: some of the weights belong to graphs inside others.
+    """
 
     extents: tuple[Extent, ...]
     inline: tuple[tuple[str, int], ...]
+    nested: bool
 
 
 def relay(
@@ -130,7 +143,9 @@ def relay(
         else:
             inline.append((name, stored_bytes(tensor)))
     aligned.finish()
-    return Relaid(tuple(extents.values()), tuple(inline))
+    own = {tensor.name for tensor in model.graph.initializer}
+    nested = any(extent.source not in own for extent in extents.values())
+    return Relaid(tuple(extents.values()), tuple(inline), nested)
 
 
 def _move_external(

@@ -5,10 +5,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from weightguard.guard import AdapterError, Gap, LiveTensor
+
+Form: TypeAlias = Literal["plain", "packed", "source"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,14 +19,14 @@ class Region:
     """A live tensor and where it comes from.
 
     ``account`` says how its bytes follow from the model's, where that is declared and checked;
-    None where they should equal a tensor of the manifest. ``must_be_read``: it is live only if a
-    run is seen to read it; else its reader is known.
+    None where they should equal a tensor of the manifest. ``form``: ``plain`` as in the model,
+    ``packed`` by a kernel for itself, or the ``source`` that something was packed from.
     """
 
     tensor: LiveTensor
     account: str | None = None
     writable: bool = True
-    must_be_read: bool = True
+    form: Form = "plain"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,28 +1,36 @@
-"""Session options: what of them decides how weights are optimised, and changes that are undone."""
+"""Session options: made anew for each session, and what of them decides how weights run."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import onnxruntime as ort
 
+from weightguard.errors import WeightguardError
+
 CPU = "CPUExecutionProvider"
 
-ATTRIBUTES = (
-    "enable_mem_pattern", "enable_mem_reuse", "execution_mode", "execution_order",
-    "graph_optimization_level", "inter_op_num_threads", "intra_op_num_threads",
-    "use_deterministic_compute", "use_per_session_threads",
+Options: TypeAlias = ort.SessionOptions | Callable[[], ort.SessionOptions] | None
+"""Options, or what makes them anew each time it is called."""
+
+DECIDING_ATTRIBUTES = (
+    "execution_mode", "execution_order", "graph_optimization_level", "inter_op_num_threads",
+    "intra_op_num_threads", "use_deterministic_compute",
+)  # fmt: skip
+OTHER_ATTRIBUTES = (
+    "enable_cpu_mem_arena", "enable_mem_pattern", "enable_mem_reuse", "enable_profiling",
+    "log_severity_level", "log_verbosity_level", "logid", "profile_file_prefix",
+    "use_per_session_threads",
 )  # fmt: skip
 
-ENTRIES = (
-    "ep.cpu.use_arena", "mlas.enable_gemm_fastmath_arm64_bfloat16", "mlas.use_lut_gemm",
-    "mlas.disable_kleidiai", "optimization.disable_specified_optimizers",
-    "optimization.enable_cast_chain_elimination", "optimization.enable_gelu_approximation",
-    "optimization.memory_optimizer_config", "optimization.minimal_build_optimizations",
+DECIDING = (
+    "mlas.disable_kleidiai", "mlas.enable_gemm_fastmath_arm64_bfloat16", "mlas.use_lut_gemm",
+    "optimization.disable_specified_optimizers", "optimization.enable_cast_chain_elimination",
+    "optimization.enable_gelu_approximation", "optimization.minimal_build_optimizations",
     "session.disable_aot_function_inlining", "session.disable_double_qdq_remover",
     "session.disable_prepacking", "session.disable_qdq_constant_folding",
     "session.enable_dq_matmulnbits_fusion", "session.enable_quant_qdq",
@@ -32,15 +40,65 @@ ENTRIES = (
 )  # fmt: skip
 """Configuration entries that change graphs, packing or arithmetic."""
 
+OTHER = (
+    "ep.cpu.use_arena", "session.allow_released_opsets_only", "session.disable_cpu_ep_fallback",
+    "session.dynamic_block_base", "session.force_spinning_stop",
+    "session.inter_op.allow_spinning", "session.intra_op.allow_spinning",
+    "session.intra_op_thread_affinities", "session.load_model_format",
+    "session.record_ep_graph_assignment_info", "session.strict_shape_type_inference",
+    "session.use_device_allocator_for_initializers", "session.use_env_allocators",
+    "session.use_ort_model_bytes_directly",
+)  # fmt: skip
+"""Configuration entries that do not."""
 
-def described(options: ort.SessionOptions) -> dict[str, str]:
-    """Return what can be read of options and decides how weights run.
 
-    Free dimension overrides and libraries of custom operators cannot be read.
-    """
-    found = {name: str(getattr(options, name)) for name in ATTRIBUTES if hasattr(options, name)}
-    entries = {name: value for name in ENTRIES if (value := entry(options, name)) is not None}
-    return found | entries
+class Recipe:
+    """Makes options for one session after the other, all alike."""
+
+    def __init__(self, given: Options):
+        """``given`` is copied as far as options can be read; a callable is called instead.
+
+        Raises WeightguardError for options that a copy would be wrong about.
+        """
+        self._make = given if callable(given) else None
+        self._given = ort.SessionOptions() if given is None else given
+        if self._make is None and self._given.has_providers():
+            raise WeightguardError(_CALLABLE.format("providers that were added to them"))
+        if self.fresh().optimized_model_filepath:
+            raise WeightguardError(
+                "options of a guarded session name no optimized_model_filepath: it would hold what "
+                "was written before the session was verified"
+            )
+
+    def fresh(self, entries: Mapping[str, str] | None = None) -> ort.SessionOptions:
+        """Return options of their own, with further configuration entries."""
+        options = self._copied() if self._make is None else self._make()
+        for key, value in (entries or {}).items():
+            options.add_session_config_entry(key, value)
+        return options
+
+    def _copied(self) -> ort.SessionOptions:
+        options = ort.SessionOptions()
+        for name in (*DECIDING_ATTRIBUTES, *OTHER_ATTRIBUTES):
+            if hasattr(self._given, name):
+                setattr(options, name, getattr(self._given, name))
+        for key in (*DECIDING, *OTHER):
+            value = entry(self._given, key)
+            if value is not None:
+                options.add_session_config_entry(key, value)
+        return options
+
+    def described(self) -> dict[str, str]:
+        """Return what can be read of the options and decides how weights run."""
+        options = self.fresh()
+        found = {n: str(getattr(options, n)) for n in DECIDING_ATTRIBUTES if hasattr(options, n)}
+        entries = {key: value for key in DECIDING if (value := entry(options, key)) is not None}
+        return found | entries
+
+
+_CALLABLE = (
+    "these options hold {}, which cannot be copied: give sess_options a callable that makes them"
+)
 
 
 def entry(options: ort.SessionOptions, key: str) -> str | None:
@@ -50,32 +108,6 @@ def entry(options: ort.SessionOptions, key: str) -> str | None:
     except RuntimeError:
         return None
     return value
-
-
-@contextmanager
-def changed(
-    options: ort.SessionOptions, attributes: Mapping[str, object], entries: Mapping[str, str]
-) -> Iterator[None]:
-    """Change options, and change them back as far as onnxruntime lets one when the block ends."""
-    former = {name: getattr(options, name) for name in attributes}
-    former_entries = {key: entry(options, key) or "" for key in entries}
-    for name, value in attributes.items():
-        setattr(options, name, value)
-    for key, text in entries.items():
-        options.add_session_config_entry(key, text)
-    try:
-        yield
-    finally:
-        for name, value in former.items():
-            setattr(options, name, value)
-        for key, text in former_entries.items():
-            options.add_session_config_entry(key, text or _OFF.get(key, ""))
-
-
-_OFF = {
-    "session.save_external_prepacked_constant_initializers": "0",
-    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
-}
 
 
 def processor() -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,11 +45,10 @@ from weightguard_integrations.onnxruntime.mappings import (
     Mapping,
     accessed_pages,
     forget_accesses,
-    mappings_of,
 )
-from weightguard_integrations.onnxruntime.memory import Memory, Region
-from weightguard_integrations.onnxruntime.options import CPU, changed, processor
-from weightguard_integrations.onnxruntime.source import external_data, graph_bytes
+from weightguard_integrations.onnxruntime.memory import Form, Memory, Region
+from weightguard_integrations.onnxruntime.options import CPU, Recipe, processor
+from weightguard_integrations.onnxruntime.source import give_external_data, graph_bytes
 
 SMALLEST_EXTERNAL = 1024
 """Bytes from which onnxruntime itself may keep a weight outside of the graph."""
@@ -59,6 +57,7 @@ MAX_CANARY_BYTES = 256 << 20
 
 _FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
 _RAW_DATA = "optimised.data"
+_ERRORS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,65 +89,66 @@ class Order:
     feeds: tuple[Feed, ...] | None
 
 
-def seal_model(
-    checkpoint: Checkpoint, options: ort.SessionOptions, order: Order, work: Path
-) -> None:
+def seal_model(checkpoint: Checkpoint, recipe: Recipe, order: Order, work: Path) -> None:
     """Optimise and pack the model of private copies, and write an entry into ``work``.
 
     Raises WeightguardError where onnxruntime cannot, where no canary runs, or where the sealed
     model answers it otherwise than the plain one.
     """
     graph = graph_bytes(checkpoint)
-    plain = _compile(checkpoint, graph, options, work)
-    if order.feeds is None:
-        source = onnx.ModelProto.FromString(graph)
-        feeds = canaries.chosen(lambda feed: plain.run(None, feed), plain.get_inputs(), source)
-        del source
-    else:
-        feeds = order.feeds
-    outputs = canaries.recorded(lambda feed: plain.run(None, feed), feeds)
-    if canaries.recorded(lambda feed: plain.run(None, feed), feeds) != outputs:
-        raise WeightguardError(
-            "the model answers the same inputs differently each time, so nothing can be proved by "
-            "its answers: fix its seeds, or use mode='opaque' with a canary that is stable"
-        )
-    del plain
-    relaid, sealed = _relay(work, options, feeds, outputs)
+    feeds, outputs = _answered(_compile(checkpoint, graph, recipe, work), graph, order.feeds)
+    relaid, sealed = _relay(work, recipe, feeds, outputs)
     live = {extent.source for extent in relaid.extents} | {name for name, _ in relaid.inline}
     folded = [tensor for tensor in checkpoint.tensors if tensor.name not in live]
     entry = Entry(
         SCHEMA, order.key, order.model, order.weights, ort.__version__, processor(), order.options,
-        write_private(work / GRAPH_NAME, sealed), write_private(work / CANARY_NAME, _encoded(feeds)),
-        outputs, relaid.extents, relaid.inline, (len(folded), sum(t.nbytes for t in folded)),
+        write_private(work / GRAPH_NAME, sealed),
+        write_private(work / CANARY_NAME, _encoded(feeds)), outputs, relaid.extents, relaid.inline, relaid.nested,
+        (len(folded), sum(t.nbytes for t in folded)),
     )  # fmt: skip
     write_private(work / ENTRY_NAME, msgspec.json.encode(entry))
 
 
+def _answered(
+    plain: ort.InferenceSession, graph: bytes, given: tuple[Feed, ...] | None
+) -> tuple[tuple[Feed, ...], tuple[str, ...]]:
+    """Return the canary and what the plain session answers to it."""
+
+    def run(feed: Feed) -> canaries.Outputs:
+        outputs: canaries.Outputs = plain.run(None, feed)
+        return outputs
+
+    model = None if given else onnx.ModelProto.FromString(graph)
+    feeds = given or canaries.chosen(run, plain.get_inputs(), model)
+    return feeds, canaries.stable(run, feeds)
+
+
 def _compile(
-    checkpoint: Checkpoint, graph: bytes, options: ort.SessionOptions, work: Path
+    checkpoint: Checkpoint, graph: bytes, recipe: Recipe, work: Path
 ) -> ort.InferenceSession:
     """Return a plain session of the model, which has written its optimised form into ``work``."""
-    held = list(external_data(checkpoint, graph))
-    if held:
-        options.add_external_initializers_from_files_in_memory(
-            [location for location, _, _ in held],
-            [content for _, content, _ in held],
-            [file.size for _, _, file in held],
-        )
-    entries = {
-        "session.optimized_model_external_initializers_file_name": _RAW_DATA,
-        "session.optimized_model_external_initializers_min_size_in_bytes": str(SMALLEST_EXTERNAL),
-        "session.save_external_prepacked_constant_initializers": "1",
-    }
+    options = recipe.fresh(
+        {
+            "session.optimized_model_external_initializers_file_name": _RAW_DATA,
+            "session.optimized_model_external_initializers_min_size_in_bytes": str(
+                SMALLEST_EXTERNAL
+            ),
+            "session.save_external_prepacked_constant_initializers": "1",
+        }
+    )
+    options.optimized_model_filepath = str(work / "optimised.onnx")
+    options.log_severity_level = max(options.log_severity_level, _ERRORS)
+    held = give_external_data(checkpoint, graph, options)
     try:
-        with changed(options, {"optimized_model_filepath": str(work / "optimised.onnx")}, entries):
-            return ort.InferenceSession(graph, options, providers=[CPU])
+        return ort.InferenceSession(graph, options, providers=[CPU])
     except Exception as error:
         raise WeightguardError(f"onnxruntime cannot load the model: {error!s:.500}") from error
+    finally:
+        del held
 
 
 def _relay(
-    work: Path, options: ort.SessionOptions, feeds: Sequence[Feed], outputs: tuple[str, ...]
+    work: Path, recipe: Recipe, feeds: Sequence[Feed], outputs: tuple[str, ...]
 ) -> tuple[Relaid, bytes]:
     """Lay the weights out anew; small ones outside of the graph, where the model bears that."""
     failure = ""
@@ -164,7 +164,7 @@ def _relay(
         graph = model.SerializeToString()
         del model
         try:
-            sealed = open_session(graph, work, options)
+            sealed = open_session(graph, work, recipe)
             answers = canaries.recorded(lambda feed, s=sealed: s.run(None, feed), feeds)  # type: ignore[misc]
         except Exception as error:  # noqa: BLE001 - whatever the runtime raises, the other may do
             failure = f"{error!s:.500}"
@@ -179,16 +179,17 @@ def _relay(
     )
 
 
-def open_session(graph: bytes, folder: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+def open_session(graph: bytes, folder: Path, recipe: Recipe) -> ort.InferenceSession:
     """Return a session of a sealed graph whose weights lie in ``folder``."""
-    with sealed_options(options, folder):
-        return ort.InferenceSession(graph, options, providers=[CPU], enable_fallback=0)
+    options = sealed_options(recipe, folder)
+    return ort.InferenceSession(graph, options, providers=[CPU], enable_fallback=0)
 
 
-def sealed_options(options: ort.SessionOptions, folder: Path) -> AbstractContextManager[None]:
-    """Return a context in which ``options`` load a sealed graph as it stands."""
-    level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return changed(options, {"graph_optimization_level": level}, {_FOLDER_ENTRY: str(folder)})
+def sealed_options(recipe: Recipe, folder: Path) -> ort.SessionOptions:
+    """Return options that load a sealed graph as it stands, with weights in ``folder``."""
+    options = recipe.fresh({_FOLDER_ENTRY: str(folder)})
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
 
 
 def locate(
@@ -203,10 +204,10 @@ def locate(
         if where is not None:
             address, writable = where
             live = _live(extent, address, generation)
-            source_of_packed = extent.packed or extent.source in packed
-            regions[extent.name] = Region(
-                live, _account(entry, extent), writable, not source_of_packed
-            )
+            form: Form = "packed" if extent.packed else "plain"
+            if form == "plain" and extent.source in packed:
+                form = "source"
+            regions[extent.name] = Region(live, _account(entry, extent), writable, form)
         elif extent.packed or extent.source not in packed:
             gaps.append(Gap(extent.name, "unreachable", extent.nbytes, _NOT_MAPPED))
     gaps += [Gap(name, "unreachable", nbytes, _IN_GRAPH) for name, nbytes in entry.inline if nbytes]
@@ -237,20 +238,21 @@ def _account(entry: Entry, extent: Extent) -> str:
 
 
 def prove(memory: Memory, mappings: Sequence[Mapping], run: Callable[[], object]) -> Memory:
-    """Run the canary and return the memory with what it did not read as gaps, watched all the same.
+    """Run the canary and return the memory without what is not live; gaps say what that is.
 
-    Packed bytes have no other reader than their kernel, so they need not be read by it. The same
-    holds for what they were packed from: it is kept where another branch may use it.
+    Packed bytes have no reader but their kernel. What they were packed from is dropped where
+    nothing else reads it. Any other weight is live if the run read it.
     """
     forget_accesses(mappings)
     run()
-    unread = [
-        Gap(name, "copied", region.tensor.nbytes, _NOT_READ)
-        for name, region in memory.regions.items()
-        if region.must_be_read
-        and not accessed_pages(region.tensor.token.storage, region.tensor.nbytes)
-    ]
-    return replace(memory, gaps=(*memory.gaps, *unread))
+    live, unread = {}, []
+    for name, region in memory.regions.items():
+        tensor = region.tensor
+        if region.form == "packed" or accessed_pages(tensor.token.storage, tensor.nbytes):
+            live[name] = region
+        elif region.form == "plain":
+            unread.append(Gap(name, "copied", tensor.nbytes, _NOT_READ))
+    return replace(memory, regions=live, gaps=(*memory.gaps, *unread))
 
 
 class SealedFile:

@@ -29,14 +29,26 @@ from weightguard.guard.ledger import Place
 from weightguard.manifest import Manifest
 from weightguard_integrations.onnxruntime import canary as canaries
 from weightguard_integrations.onnxruntime import inplace, sealed
-from weightguard_integrations.onnxruntime.cache import Cache, Entry, StaleEntry, default_folder, key_of
+from weightguard_integrations.onnxruntime.cache import (
+    Cache,
+    Entry,
+    StaleEntry,
+    default_folder,
+    key_of,
+)
 from weightguard_integrations.onnxruntime.canary import Feed
 from weightguard_integrations.onnxruntime.mappings import mappings_of
 from weightguard_integrations.onnxruntime.memory import Memory, SessionAdapter
-from weightguard_integrations.onnxruntime.options import CPU, described, processor, threads_available
+from weightguard_integrations.onnxruntime.options import (
+    CPU,
+    Options,
+    Recipe,
+    processor,
+    threads_available,
+)
 from weightguard_integrations.onnxruntime.source import (
     digests_of,
-    external_data,
+    give_external_data,
     graph_bytes,
     identity_of,
     open_model,
@@ -88,7 +100,7 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
     def __init__(  # noqa: PLR0913 - onnxruntime's own, and what is guarded how
         self,
         path: str | os.PathLike[str],
-        sess_options: ort.SessionOptions | None = None,
+        sess_options: Options = None,
         providers: Sequence[str | tuple[str, dict[Any, Any]]] | None = None,
         provider_options: Sequence[dict[Any, Any]] | None = None,
         *,
@@ -117,7 +129,7 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
         self._generation = 0
         self._memory = Memory(None)
         self._adapter = SessionAdapter(lambda: self._memory)
-        self._own_options = sess_options or ort.SessionOptions()
+        self._recipe = Recipe(sess_options)
         self._requested = _providers(providers)
         self.mode: Mode = mode or default_mode(self._requested)
         self._canary_lock = threading.Lock()
@@ -167,27 +179,25 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
             "runtime": ort.__version__,
             "processor": processor(),
             "threads": threads_available(),
-            "options": described(self._own_options),
+            "options": self._recipe.described(),
             "canary": sealed.feeds_identity(feeds),
             "variant": self._variant,
         }
         key = key_of(parts)
-        order = sealed.Order(
-            key, identity_of(digests), weights, described(self._own_options), feeds
-        )
+        order = sealed.Order(key, identity_of(digests), weights, self._recipe.described(), feeds)
 
         def build(work: Path) -> None:
             with open_model(path, private=True) as checkpoint:
                 if identity_of(digests_of(checkpoint)) != order.model:
                     raise WeightguardError("the model's files changed while they were read")
                 require_sound(checkpoint, manifest)
-                sealed.seal_model(checkpoint, self._own_options, order, work)
+                sealed.seal_model(checkpoint, self._recipe, order, work)
 
         def load(place: Path) -> None:
             self._place = sealed.SealedModel.read(place, key)
             try:
                 super(GuardedSession, self).__init__(
-                    self._place.graph, self._own_options, providers=[CPU], enable_fallback=0
+                    self._place.graph, providers=[CPU], enable_fallback=0
                 )
             except RUNTIME_ERRORS as error:
                 raise StaleEntry(f"onnxruntime cannot load it: {error!s:.300}") from error
@@ -212,10 +222,10 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
             self._memory, self._mappings, lambda: answers.append(self._answers())
         )
         if answers[0] != self._outputs:
-            raise StaleEntry("the sealed model answers the canary otherwise than when it was sealed")
-        guard = Guard(
-            self._adapter, manifest, _named(settings), golden=sealed.SealedFile(model)
-        )
+            raise StaleEntry(
+                "the sealed model answers the canary otherwise than when it was sealed"
+            )
+        guard = Guard(self._adapter, manifest, _named(settings), golden=sealed.SealedFile(model))
         # what became the baseline is what was sealed, unless it changed in between
         sealed.verify_mapped(model, self._memory, self._adapter.read)
         self._guard = guard
@@ -233,49 +243,40 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
         with open_model(path, private=True) as checkpoint:
             require_sound(checkpoint, manifest)
             graph = graph_bytes(checkpoint)
-            held = list(external_data(checkpoint, graph))
-            if held:
-                self._own_options.add_external_initializers_from_files_in_memory(
-                    [location for location, _, _ in held],
-                    [content for _, content, _ in held],
-                    [file.size for _, _, file in held],
-                )
             model = onnx.ModelProto.FromString(graph)
+            options = self._recipe.fresh()
+            held = give_external_data(checkpoint, graph, options)
             if self.mode == "inplace":
-                self._place_buffer(checkpoint, model)
+                self._place_buffer(checkpoint, model, options)
             else:
                 gap = Gap(_WHOLE, "unreachable", checkpoint.nbytes, "opaque mode: by canary alone")
                 self._memory = Memory(None, {}, (gap,))
             super().__init__(
-                graph, self._own_options, providers or [CPU], provider_options, enable_fallback=0
+                graph, options, providers or [CPU], provider_options, enable_fallback=0
             )
+            del held
             self._choose_canary(feeds, model)
             if self._buffer is not None:
                 memory = self._buffer.memory(checkpoint, self._sess, self._generation)
                 self._memory = sealed.prove(memory, [self._buffer.mapping()], self._answers)
             attesting = manifest if self.mode == "inplace" else None
-            self._guard = Guard(
-                self._adapter, attesting, _named(settings), golden=self._buffer
-            )
+            self._guard = Guard(self._adapter, attesting, _named(settings), golden=self._buffer)
 
-    def _place_buffer(self, checkpoint: Checkpoint, model: onnx.ModelProto) -> None:
+    def _place_buffer(
+        self, checkpoint: Checkpoint, model: onnx.ModelProto, options: ort.SessionOptions
+    ) -> None:
         if sys.platform != "linux":
             raise WeightguardError("inplace mode is for Linux: use mode='opaque' here")
         self._buffer = inplace.Buffer(checkpoint, model)
         self._stack.callback(self._buffer.close)
         self._values = dict(self._buffer.values())
         for name, value in self._values.items():
-            self._own_options.add_initializer(name, value)
+            options.add_initializer(name, value)
 
     def _choose_canary(self, feeds: tuple[Feed, ...] | None, model: onnx.ModelProto) -> None:
         run = self._run_plainly
         self._feeds = feeds or canaries.chosen(run, self.get_inputs(), model)
-        self._outputs = canaries.recorded(run, self._feeds)
-        if canaries.recorded(run, self._feeds) != self._outputs:
-            raise WeightguardError(
-                "the model answers the canary differently each time: give canary= inputs whose "
-                "outputs are stable, and fix the model's seeds"
-            )
+        self._outputs = canaries.stable(run, self._feeds)
 
     def _create_inference_session(self, providers: Any, options: Any, disabled: Any = None) -> None:
         """Create the runtime's session, now and whenever it is rebuilt. Overrides onnxruntime's."""
@@ -283,9 +284,10 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
             super()._create_inference_session(providers, options, disabled)
         else:
             assert self._cache is not None
-            with self._cache.own_name(self._place.place) as folder:
-                with sealed.sealed_options(self._own_options, folder):
-                    super()._create_inference_session([CPU], None, disabled)
+            model = self._place
+            with self._cache.own_name(model.place, copied=model.entry.nested) as folder:
+                self._sess_options = sealed.sealed_options(self._recipe, folder)
+                super()._create_inference_session([CPU], None, disabled)
                 self._mappings = mappings_of(folder / sealed.DATA_NAME)
         self._generation += 1
         if self._place is not None:
@@ -338,16 +340,20 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
     def set_providers(
         self, providers: Sequence[Any] | None = None, provider_options: Any = None
     ) -> None:
-        """Build the session again; a guarded one keeps to the providers it was verified with."""
-        if _providers(providers) != self._requested:
+        """Build the runtime's session again, with the providers that it has.
+
+        Raises WeightguardError for others, and for a session that is not sealed: what it was
+        verified from is not kept.
+        """
+        if self._place is None or _providers(providers) != self._requested:
             raise WeightguardError(
-                "a guarded session keeps its providers: make a new one with the others"
+                "a guarded session keeps what it was verified with: make a new one"
             )
-        super().set_providers(providers or [CPU], provider_options)
+        super().set_providers(self._requested, None)
 
     def rebuild(self) -> None:
-        """Build the runtime's session again, from the same verified weights."""
-        super().set_providers(self._requested, None)
+        """Build the runtime's session again, from the same sealed weights."""
+        self.set_providers(self._requested)
 
     def _guarded(self, run: Callable[..., Any], *arguments: Any) -> Any:
         self._adapter.before_run()
@@ -375,33 +381,42 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
     # the canary
 
     def run_canary(self) -> bool:
-        """Run the canary now; return whether its outputs are, bit by bit, those it had."""
+        """Run the canary now; return whether its outputs are, bit by bit, those it had.
+
+        Where they are not, all weights are checked at once, and it is run again.
+        """
         if not self._canary_lock.acquire(blocking=False):
             return True
         try:
             began = time.monotonic()
-            same = self._compare_canary()
+            what = self._canary_deviation()
             ended = time.monotonic()
             if self._canary_share:
                 self._canary_due = ended + (ended - began) / self._canary_share
-            return same
+            return self._judge_canary(what)
         finally:
             self._canary_lock.release()
 
-    def _compare_canary(self) -> bool:
+    def _judge_canary(self, what: str | None) -> bool:
         guard, place = self._required(), Place("session", aspect="canary")
+        if what is not None:
+            guard.report_incident(place, finding(CANARY, what))
+            guard.check()
+            what = self._canary_deviation()
+        if what is None:
+            guard.report_sound(place)
+        return what is None
+
+    def _canary_deviation(self) -> str | None:
+        """Return in words how the canary's outputs differ, None where they do not."""
         try:
             answers = self._answers()
         except RUNTIME_ERRORS as error:
-            what = f"the canary's run failed: {error!s:.300}"
-        else:
-            if answers == self._outputs:
-                guard.report_sound(place)
-                return True
-            wrong = sum(a != b for a, b in zip(answers, self._outputs, strict=True))
-            what = f"{wrong} of {len(answers)} runs have other outputs, bit by bit, than at load"
-        guard.report_incident(place, finding(CANARY, what))
-        return False
+            return f"the canary's run failed: {error!s:.300}"
+        if answers == self._outputs:
+            return None
+        wrong = sum(a != b for a, b in zip(answers, self._outputs, strict=True))
+        return f"{wrong} of {len(answers)} runs have other outputs, bit by bit, than at load"
 
     def _answers(self) -> tuple[str, ...]:
         return canaries.recorded(self._run_plainly, self._feeds)
@@ -413,7 +428,7 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
     # asking
 
     def check(self) -> Report:
-        """Check every watched byte and the canary now, and report what is open."""
+        """Check the canary and every watched byte now, and report what is open."""
         self.run_canary()
         return self._required().check()
 

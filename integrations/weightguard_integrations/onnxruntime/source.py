@@ -11,14 +11,13 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterator
 
 import onnx
+import onnxruntime as ort
 
 from weightguard.audit import verify_opened
 from weightguard.catalogue import Severity
 from weightguard.checkpoint import Checkpoint, open_checkpoint
-from weightguard.checkpoint.files import CheckpointFile
 from weightguard.checksums import file_digests
 from weightguard.errors import IntegrityError, WeightguardError
 from weightguard.finding import Report
@@ -75,25 +74,35 @@ def graph_bytes(checkpoint: Checkpoint) -> bytes:
     return graph.read(0, graph.size, limit=MAX_GRAPH_BYTES)
 
 
-def external_data(
-    checkpoint: Checkpoint, graph: bytes
-) -> Iterator[tuple[str, mmap.mmap, CheckpointFile]]:
-    """Yield each location of external data as the graph spells it, and the file's content.
+def give_external_data(
+    checkpoint: Checkpoint, graph: bytes, options: ort.SessionOptions
+) -> list[mmap.mmap]:
+    """Have ``options`` load external data from the descriptors that were verified.
 
-    The content is mapped from the descriptor that was verified.
+    Returns what must be held until the session is made; the runtime copies it then. It reads
+    each location as the graph spells it.
     """
-    files = {file.name: file for file in checkpoint.files[1:]}
+    files = {file.name: file for file in checkpoint.files[1:] if file.size}
     if not files:
-        return
-    model = onnx.ModelProto.FromString(graph)
-    locations = {
+        return []
+    locations = sorted(_locations(onnx.ModelProto.FromString(graph)))
+    found = [(location, files.get(os.path.normpath(location))) for location in locations]
+    names = [location for location, file in found if file is not None]
+    sizes = [file.size for _, file in found if file is not None]
+    held = [
+        mmap.mmap(file.fileno(), file.size, access=mmap.ACCESS_READ)
+        for _, file in found
+        if file is not None
+    ]
+    options.add_external_initializers_from_files_in_memory(names, held, sizes)
+    return held
+
+
+def _locations(model: onnx.ModelProto) -> set[str]:
+    return {
         entry.value
         for _, tensor in stored_tensors(model)
         if tensor.data_location == onnx.TensorProto.EXTERNAL
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    for location in sorted(locations):
-        file = files[os.path.normpath(location)]
-        if file.size:
-            yield location, mmap.mmap(file.fileno(), file.size, access=mmap.ACCESS_READ), file
