@@ -128,7 +128,7 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
         self._stack = ExitStack()
         self._generation = 0
         self._memory = Memory(None)
-        self._adapter = SessionAdapter(lambda: self._memory)
+        self.adapter = SessionAdapter(lambda: self._memory)
         self._recipe = Recipe(sess_options)
         self._requested = _providers(providers)
         self.mode: Mode = mode or default_mode(self._requested)
@@ -216,7 +216,7 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
         assert self._place is not None
         model = self._place
         self._feeds, self._outputs = model.feeds, model.entry.outputs
-        sealed.verify_mapped(model, self._memory, self._adapter.read)
+        sealed.verify_mapped(model, self._memory, self.adapter.read)
         answers: list[tuple[str, ...]] = []
         self._memory = sealed.prove(
             self._memory, self._mappings, lambda: answers.append(self._answers())
@@ -225,9 +225,9 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
             raise StaleEntry(
                 "the sealed model answers the canary otherwise than when it was sealed"
             )
-        guard = Guard(self._adapter, manifest, _named(settings), golden=sealed.SealedFile(model))
+        guard = Guard(self.adapter, manifest, _named(settings), golden=sealed.SealedFile(model))
         # what became the baseline is what was sealed, unless it changed in between
-        sealed.verify_mapped(model, self._memory, self._adapter.read)
+        sealed.verify_mapped(model, self._memory, self.adapter.read)
         self._guard = guard
 
     def _init_direct(
@@ -260,7 +260,7 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
                 memory = self._buffer.memory(checkpoint, self._sess, self._generation)
                 self._memory = sealed.prove(memory, [self._buffer.mapping()], self._answers)
             attesting = manifest if self.mode == "inplace" else None
-            self._guard = Guard(self._adapter, attesting, _named(settings), golden=self._buffer)
+            self._guard = Guard(self.adapter, attesting, _named(settings), golden=self._buffer)
 
     def _place_buffer(
         self, checkpoint: Checkpoint, model: onnx.ModelProto, options: ort.SessionOptions
@@ -297,7 +297,7 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
 
     def _prove_rebuilt(self, model: sealed.SealedModel) -> None:
         try:
-            sealed.verify_mapped(model, self._memory, self._adapter.read)
+            sealed.verify_mapped(model, self._memory, self.adapter.read)
         except StaleEntry as error:
             raise WeightguardError(
                 f"the sealed model changed since it was loaded: {error}. Make a new session"
@@ -340,23 +340,25 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
     def set_providers(
         self, providers: Sequence[Any] | None = None, provider_options: Any = None
     ) -> None:
-        """Build the runtime's session again, with the providers that it has.
-
-        Raises WeightguardError for others, and for a session that is not sealed: what it was
-        verified from is not kept.
-        """
-        if self._place is None or _providers(providers) != self._requested:
+        """Build the runtime's session again, with the providers that it has; see ``rebuild``."""
+        if _providers(providers) != self._requested:
             raise WeightguardError(
-                "a guarded session keeps what it was verified with: make a new one"
+                "a guarded session keeps the providers it was verified with: make a new one"
             )
-        super().set_providers(self._requested, None)
+        self.rebuild()
 
     def rebuild(self) -> None:
-        """Build the runtime's session again, from the same sealed weights."""
-        self.set_providers(self._requested)
+        """Build the runtime's session again from the same sealed weights; runs go on meanwhile.
+
+        Raises WeightguardError for a session that is not sealed: what it was verified from is not
+        kept.
+        """
+        if self._place is None:
+            raise WeightguardError(f"a session in {self.mode} mode is not rebuilt: make a new one")
+        self._create_inference_session([CPU], None)
 
     def _guarded(self, run: Callable[..., Any], *arguments: Any) -> Any:
-        self._adapter.before_run()
+        self.adapter.before_run()
         if self._canary_share and time.monotonic() >= self._canary_due:
             self.run_canary()
         try:
