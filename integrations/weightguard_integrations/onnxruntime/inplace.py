@@ -63,6 +63,7 @@ class Buffer:
         wanted = {tensor.name for tensor in graph.graph.initializer}
         supported = {*_NUMPY, *_RAW}
         self.placed: list[Placed] = []
+        self._values: list[ort.OrtValue] = []
         end = 0
         for view in checkpoint.tensors:
             names = [name for name in (view.name, *view.aliases) if name in wanted]
@@ -81,24 +82,25 @@ class Buffer:
         self._bytes = np.frombuffer(self._map, np.uint8)
         self.address = int(self._bytes.ctypes.data)
 
-    def values(self) -> Iterator[tuple[str, ort.OrtValue]]:
-        """Yield each weight under each of its names, as a value that reads the buffer."""
+    def give(self, options: ort.SessionOptions) -> None:
+        """Have a session of ``options`` read each weight here, under each of its names."""
         for placed in self.placed:
             view = placed.view
             piece = self._bytes[placed.offset : placed.offset + view.nbytes]
             for name in (view.name, *view.aliases):
-                yield name, _value(piece, view)
+                self._values.append(_value(piece, view))
+                options.add_initializer(name, self._values[-1])
 
     def mapping(self) -> Mapping:
         """Return where the buffer lies."""
         return Mapping(self.address, self.address + self.nbytes, 0, True)
 
-    def memory(self, checkpoint: Checkpoint, owner: object, generation: int) -> Memory:
+    def memory(self, checkpoint: Checkpoint, owner: object) -> Memory:
         """Return the weights as they lie in the buffer, and those that do not."""
         regions = {}
         for placed in self.placed:
             view = placed.view
-            token = Token(self.address + placed.offset, generation)
+            token = Token(self.address + placed.offset)
             live = LiveTensor(view.name, view.dtype, view.shape, token, view.aliases)
             regions[view.name] = Region(live)
         gaps = tuple(

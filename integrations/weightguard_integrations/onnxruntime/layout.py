@@ -198,7 +198,7 @@ def _move_inline(name: str, tensor: TensorProto, aligned: AlignedFile) -> Extent
 def point_outside(tensor: TensorProto, location: str, offset: int, nbytes: int) -> None:
     """Have ``tensor`` read its data from an external file."""
     for data in ("raw_data", "float_data", "double_data", "int32_data", "int64_data"):
-        tensor.ClearField(data)  # type: ignore[arg-type]
+        tensor.ClearField(data)
     tensor.data_location = TensorProto.EXTERNAL
     del tensor.external_data[:]
     for key, value in (("location", location), ("offset", offset), ("length", nbytes)):

@@ -65,7 +65,7 @@ class SessionAdapter:
             return memoryview(b"")
         pointer = (ctypes.c_ubyte * (stop - start)).from_address(tensor.token.storage + start)
         pointer.owner = memory.owner  # type: ignore[attr-defined]
-        return np.frombuffer(pointer, np.uint8).data
+        return np.frombuffer(memoryview(pointer), np.uint8).data
 
     def write(self, name: str, start: int, data: bytes) -> None:
         """See Writable."""

@@ -60,10 +60,13 @@ class Recipe:
 
         Raises WeightguardError for options that a copy would be wrong about.
         """
-        self._make = given if callable(given) else None
-        self._given = ort.SessionOptions() if given is None else given
-        if self._make is None and self._given.has_providers():
-            raise WeightguardError(_CALLABLE.format("providers that were added to them"))
+        self._make: Callable[[], ort.SessionOptions] | None = None
+        if callable(given):
+            self._make = given
+        else:
+            self._given = ort.SessionOptions() if given is None else given
+            if self._given.has_providers():
+                raise WeightguardError(_CALLABLE.format("providers that were added to them"))
         if self.fresh().optimized_model_filepath:
             raise WeightguardError(
                 "options of a guarded session name no optimized_model_filepath: it would hold what "

@@ -1,26 +1,18 @@
 """Sealed sessions: the weights in the form that the kernels read, mapped from a private file.
 
-onnxruntime optimises the verified model once and writes out what its kernels made of the weights.
-A session of that file reads the packed bytes where they are mapped, at full speed. Those
+A session of a sealed model reads the packed bytes where they are mapped, at full speed. Those
 addresses are found, shown to be read by a run, compared with what was sealed, and then watched.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
-import numpy as np
-import onnx
 import onnxruntime as ort
 from blake3 import blake3
 
-from weightguard.checkpoint import Checkpoint
-from weightguard.errors import WeightguardError
 from weightguard.guard import Gap, LiveTensor, Token
 from weightguard.guard.baseline import TensorBaseline
 from weightguard.guard.schedule import BlockRef
@@ -29,35 +21,26 @@ from weightguard.tensor import DTYPES
 from weightguard_integrations.onnxruntime import canary as canaries
 from weightguard_integrations.onnxruntime.cache import (
     CANARY_NAME,
-    ENTRY_NAME,
     GRAPH_NAME,
     MAX_GRAPH_BYTES,
-    SCHEMA,
     Entry,
     StaleEntry,
     read_entry,
     read_private,
-    write_private,
 )
 from weightguard_integrations.onnxruntime.canary import Feed
-from weightguard_integrations.onnxruntime.layout import DATA_NAME, Extent, Relaid, relay
+from weightguard_integrations.onnxruntime.layout import DATA_NAME, Extent
 from weightguard_integrations.onnxruntime.mappings import (
     Mapping,
     accessed_pages,
     forget_accesses,
 )
 from weightguard_integrations.onnxruntime.memory import Form, Memory, Region
-from weightguard_integrations.onnxruntime.options import CPU, Recipe, processor
-from weightguard_integrations.onnxruntime.source import give_external_data, graph_bytes
-
-SMALLEST_EXTERNAL = 1024
-"""Bytes from which onnxruntime itself may keep a weight outside of the graph."""
+from weightguard_integrations.onnxruntime.options import Recipe
 
 MAX_CANARY_BYTES = 256 << 20
 
 _FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
-_RAW_DATA = "optimised.data"
-_ERRORS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,115 +57,8 @@ class SealedModel:
         """Read an entry; raises StaleEntry."""
         entry = read_entry(place, key)
         graph = read_private(place / GRAPH_NAME, MAX_GRAPH_BYTES, entry.graph)
-        feeds = _decoded(read_private(place / CANARY_NAME, MAX_CANARY_BYTES, entry.canary))
+        feeds = canaries.decoded(read_private(place / CANARY_NAME, MAX_CANARY_BYTES, entry.canary))
         return cls(place, entry, graph, feeds)
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What to seal: a model whose files were verified, and how it is to run."""
-
-    key: str
-    model: str
-    weights: str | None
-    options: dict[str, str]
-    feeds: tuple[Feed, ...] | None
-
-
-def seal_model(checkpoint: Checkpoint, recipe: Recipe, order: Order, work: Path) -> None:
-    """Optimise and pack the model of private copies, and write an entry into ``work``.
-
-    Raises WeightguardError where onnxruntime cannot, where no canary runs, or where the sealed
-    model answers it otherwise than the plain one.
-    """
-    graph = graph_bytes(checkpoint)
-    feeds, outputs = _answered(_compile(checkpoint, graph, recipe, work), graph, order.feeds)
-    relaid, sealed = _relay(work, recipe, feeds, outputs)
-    live = {extent.source for extent in relaid.extents} | {name for name, _ in relaid.inline}
-    folded = [tensor for tensor in checkpoint.tensors if tensor.name not in live]
-    entry = Entry(
-        SCHEMA, order.key, order.model, order.weights, ort.__version__, processor(), order.options,
-        write_private(work / GRAPH_NAME, sealed),
-        write_private(work / CANARY_NAME, _encoded(feeds)), outputs, relaid.extents, relaid.inline, relaid.nested,
-        (len(folded), sum(t.nbytes for t in folded)),
-    )  # fmt: skip
-    write_private(work / ENTRY_NAME, msgspec.json.encode(entry))
-
-
-def _answered(
-    plain: ort.InferenceSession, graph: bytes, given: tuple[Feed, ...] | None
-) -> tuple[tuple[Feed, ...], tuple[str, ...]]:
-    """Return the canary and what the plain session answers to it."""
-
-    def run(feed: Feed) -> canaries.Outputs:
-        outputs: canaries.Outputs = plain.run(None, feed)
-        return outputs
-
-    model = None if given else onnx.ModelProto.FromString(graph)
-    feeds = given or canaries.chosen(run, plain.get_inputs(), model)
-    return feeds, canaries.stable(run, feeds)
-
-
-def _compile(
-    checkpoint: Checkpoint, graph: bytes, recipe: Recipe, work: Path
-) -> ort.InferenceSession:
-    """Return a plain session of the model, which has written its optimised form into ``work``."""
-    options = recipe.fresh(
-        {
-            "session.optimized_model_external_initializers_file_name": _RAW_DATA,
-            "session.optimized_model_external_initializers_min_size_in_bytes": str(
-                SMALLEST_EXTERNAL
-            ),
-            "session.save_external_prepacked_constant_initializers": "1",
-        }
-    )
-    options.optimized_model_filepath = str(work / "optimised.onnx")
-    options.log_severity_level = max(options.log_severity_level, _ERRORS)
-    held = give_external_data(checkpoint, graph, options)
-    try:
-        return ort.InferenceSession(graph, options, providers=[CPU])
-    except Exception as error:
-        raise WeightguardError(f"onnxruntime cannot load the model: {error!s:.500}") from error
-    finally:
-        del held
-
-
-def _relay(
-    work: Path, recipe: Recipe, feeds: Sequence[Feed], outputs: tuple[str, ...]
-) -> tuple[Relaid, bytes]:
-    """Lay the weights out anew; small ones outside of the graph, where the model bears that."""
-    failure = ""
-    for move_small in (True, False):
-        model = onnx.load(work / "optimised.onnx", load_external_data=False)
-        raw = work / _RAW_DATA
-        with (
-            raw.open("rb") if raw.exists() else io.BytesIO() as source,
-            (work / DATA_NAME).open("w+b") as target,
-        ):
-            (work / DATA_NAME).chmod(0o600)
-            relaid = relay(model, source, target, move_small=move_small)
-        graph = model.SerializeToString()
-        del model
-        try:
-            sealed = open_session(graph, work, recipe)
-            answers = canaries.recorded(lambda feed, s=sealed: s.run(None, feed), feeds)  # type: ignore[misc]
-        except Exception as error:  # noqa: BLE001 - whatever the runtime raises, the other may do
-            failure = f"{error!s:.500}"
-            continue
-        if answers == outputs:
-            (work / "optimised.onnx").unlink()
-            raw.unlink(missing_ok=True)
-            return relaid, graph
-        failure = "it answers the canary otherwise than the plain model"
-    raise WeightguardError(
-        f"the model cannot be sealed: {failure}. Use mode='inplace' or mode='opaque'"
-    )
-
-
-def open_session(graph: bytes, folder: Path, recipe: Recipe) -> ort.InferenceSession:
-    """Return a session of a sealed graph whose weights lie in ``folder``."""
-    options = sealed_options(recipe, folder)
-    return ort.InferenceSession(graph, options, providers=[CPU], enable_fallback=0)
 
 
 def sealed_options(recipe: Recipe, folder: Path) -> ort.SessionOptions:
@@ -287,31 +163,3 @@ def verify_mapped(
                 hasher.update(read(extent.name, start, min(start + BLOCK_BYTES, extent.nbytes)))
             if hasher.hexdigest() != extent.digest:
                 raise StaleEntry(f"{extent.name!r:.200} is not what was sealed")
-
-
-def _encoded(feeds: Sequence[Feed]) -> bytes:
-    file = io.BytesIO()
-    names = [list(feed) for feed in feeds]
-    arrays = {f"{i}.{j}": a for i, feed in enumerate(feeds) for j, a in enumerate(feed.values())}
-    np.savez(file, names=np.array(msgspec.json.encode(names).decode()), **arrays)
-    return file.getvalue()
-
-
-def _decoded(data: bytes) -> tuple[Feed, ...]:
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        names = msgspec.json.decode(str(arrays["names"]), type=list[list[str]])
-        return tuple(
-            {name: arrays[f"{i}.{j}"] for j, name in enumerate(run)} for i, run in enumerate(names)
-        )
-
-
-def feeds_identity(feeds: Sequence[Feed] | None) -> str:
-    """Return what a key says of the caller's canary."""
-    if feeds is None:
-        return "own"
-    hasher = hashlib.sha256()
-    for feed in feeds:
-        for name in sorted(feed):
-            hasher.update(f"{name}\0{canaries.digest([feed[name]])}\0".encode())
-        hasher.update(b"\n")
-    return hasher.hexdigest()

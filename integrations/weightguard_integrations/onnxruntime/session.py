@@ -4,89 +4,45 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias
 
-import msgspec
 import onnx
 import onnxruntime as ort
-import onnxruntime.capi.onnxruntime_pybind11_state as states
 
 from weightguard.audit import ManifestLike
-from weightguard.catalogue import Severity
 from weightguard.checkpoint import Checkpoint
 from weightguard.errors import WeightguardError
-from weightguard.finding import Report, finding
+from weightguard.finding import Report
 from weightguard.guard import Gap, Guard, Incident, Settings, Status
-from weightguard.guard.coverage import LiveCoverage
-from weightguard.guard.incident import CANARY, RUNTIME_EXCEPTION
-from weightguard.guard.ledger import Place
 from weightguard.manifest import Manifest
 from weightguard_integrations.onnxruntime import canary as canaries
-from weightguard_integrations.onnxruntime import inplace, sealed
-from weightguard_integrations.onnxruntime.cache import (
-    Cache,
-    Entry,
-    StaleEntry,
-    default_folder,
-    key_of,
-)
+from weightguard_integrations.onnxruntime import inplace, sealed, sealing
+from weightguard_integrations.onnxruntime.cache import Cache, Entry, StaleEntry, default_folder
 from weightguard_integrations.onnxruntime.canary import Feed
+from weightguard_integrations.onnxruntime.coverage import SessionCoverage, session_coverage
+from weightguard_integrations.onnxruntime.layout import DATA_NAME
 from weightguard_integrations.onnxruntime.mappings import mappings_of
 from weightguard_integrations.onnxruntime.memory import Memory, SessionAdapter
-from weightguard_integrations.onnxruntime.options import (
-    CPU,
-    Options,
-    Recipe,
-    processor,
-    threads_available,
-)
+from weightguard_integrations.onnxruntime.options import CPU, Options, Recipe
+from weightguard_integrations.onnxruntime.sealed import SealedModel
 from weightguard_integrations.onnxruntime.source import (
-    digests_of,
     give_external_data,
     graph_bytes,
-    identity_of,
     open_model,
     require_sound,
 )
+from weightguard_integrations.onnxruntime.watch import RUNTIME_ERRORS, CanaryWatch
 
 Mode: TypeAlias = Literal["sealed", "inplace", "opaque"]
 
 CANARY_SHARE = 0.01
 """Share of the time that canary runs may take."""
 
-CHECK_AFTER_EXCEPTION = 60.0
-"""Seconds between full checks because runs failed: a client's bad input must not cost more."""
-
-RUNTIME_ERRORS = (
-    states.EPFail, states.Fail, states.RuntimeException, states.InvalidArgument,
-    states.InvalidGraph, states.InvalidProtobuf, states.NoSuchFile, states.NotImplemented,
-)  # fmt: skip
-"""What onnxruntime raises."""
-
-_RUN_FAILED = "Non-zero status code returned while running"
 _WHOLE = "all weights"
-
-
-class SessionCoverage(msgspec.Struct, frozen=True):
-    """Live bytes of a session by where they are, next to what the guard says of them.
-
-    ``live`` weights are watched as they are in the model, ``packed`` ones in the form that a kernel
-    made of them; ``folded`` weights of the model have become part of others, or of nothing;
-    ``unreachable`` bytes are watched by the canary alone.
-    """
-
-    mode: str
-    live: int
-    packed: int
-    folded: int
-    unreachable: int
-    guard: LiveCoverage
 
 
 class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
@@ -125,6 +81,7 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
         if isinstance(path, bytes):
             raise WeightguardError("give a path: the files are verified, not bytes of a graph")
         self._guard: Guard | None = None
+        self._closed = False
         self._stack = ExitStack()
         self._generation = 0
         self._memory = Memory(None)
@@ -132,20 +89,15 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
         self._recipe = Recipe(sess_options)
         self._requested = _providers(providers)
         self.mode: Mode = mode or default_mode(self._requested)
-        self._canary_lock = threading.Lock()
-        self._canary_share, self._canary_due = canary_share, 0.0
-        self._last_alarm = -CHECK_AFTER_EXCEPTION
-        self._feeds: tuple[Feed, ...] = ()
-        self._outputs: tuple[str, ...] = ()
-        self._place: sealed.SealedModel | None = None
+        self._share = canary_share
+        self._watch: CanaryWatch | None = None
+        self._place: SealedModel | None = None
         self._cache: Cache | None = None
-        self._buffer: inplace.Buffer | None = None
-        self._variant = variant
         feeds = None if canary is None else canaries.given(canary)
         try:
             with _read(manifest) as recorded:
                 if self.mode == "sealed":
-                    self._init_sealed(path, recorded, settings, feeds, cache)
+                    self._init_sealed(path, recorded, settings, feeds, cache, variant)
                 else:
                     self._init_direct(path, recorded, settings, feeds, providers, provider_options)
         except BaseException:
@@ -163,38 +115,20 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
         settings: Settings | None,
         feeds: tuple[Feed, ...] | None,
         folder: str | os.PathLike[str] | None,
+        variant: str,
     ) -> None:
         if self._requested != [CPU] or sys.platform != "linux":
             raise WeightguardError(
                 "sealed mode is for the CPUExecutionProvider on Linux: use mode='opaque' here"
             )
         self._cache = Cache(default_folder() if folder is None else Path(folder))
-        with open_model(path, private=False) as checkpoint:
-            digests = digests_of(checkpoint)
-        weights = None if manifest is None else manifest.document.weights
-        parts = {
-            "model": identity_of(digests),
-            "weights": weights,
-            "files": {} if manifest is None else manifest.document.files,
-            "runtime": ort.__version__,
-            "processor": processor(),
-            "threads": threads_available(),
-            "options": self._recipe.described(),
-            "canary": sealed.feeds_identity(feeds),
-            "variant": self._variant,
-        }
-        key = key_of(parts)
-        order = sealed.Order(key, identity_of(digests), weights, self._recipe.described(), feeds)
+        order = sealing.order_of(path, manifest, self._recipe, feeds, variant)
 
         def build(work: Path) -> None:
-            with open_model(path, private=True) as checkpoint:
-                if identity_of(digests_of(checkpoint)) != order.model:
-                    raise WeightguardError("the model's files changed while they were read")
-                require_sound(checkpoint, manifest)
-                sealed.seal_model(checkpoint, self._recipe, order, work)
+            sealing.fill(order, path, manifest, self._recipe, work)
 
         def load(place: Path) -> None:
-            self._place = sealed.SealedModel.read(place, key)
+            self._place = SealedModel.read(place, order.key)
             try:
                 super(GuardedSession, self).__init__(
                     self._place.graph, providers=[CPU], enable_fallback=0
@@ -204,7 +138,7 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
             self._prove_sealed(manifest, settings)
 
         try:
-            self._cache.obtain(key, build, load)
+            self._cache.obtain(order.key, build, load)
         except StaleEntry as error:
             raise WeightguardError(
                 f"the sealed model was damaged as soon as it was written: {error}. Check the disk "
@@ -215,20 +149,22 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
         """Show that what is mapped is what was sealed and what runs, and guard it."""
         assert self._place is not None
         model = self._place
-        self._feeds, self._outputs = model.feeds, model.entry.outputs
+        watch = self._watched(model.feeds, model.entry.outputs)
         sealed.verify_mapped(model, self._memory, self.adapter.read)
-        answers: list[tuple[str, ...]] = []
+        deviations: list[str | None] = []
         self._memory = sealed.prove(
-            self._memory, self._mappings, lambda: answers.append(self._answers())
+            self._memory, self._mappings, lambda: deviations.append(watch.deviation())
         )
-        if answers[0] != self._outputs:
-            raise StaleEntry(
-                "the sealed model answers the canary otherwise than when it was sealed"
-            )
+        if deviations != [None]:
+            raise StaleEntry(f"its canary deviates: {deviations[0]}")
         guard = Guard(self.adapter, manifest, _named(settings), golden=sealed.SealedFile(model))
         # what became the baseline is what was sealed, unless it changed in between
         sealed.verify_mapped(model, self._memory, self.adapter.read)
         self._guard = guard
+
+    def _watched(self, feeds: Sequence[Feed], outputs: tuple[str, ...]) -> CanaryWatch:
+        self._watch = CanaryWatch(self._run_plainly, feeds, outputs, self._share)
+        return self._watch
 
     def _init_direct(
         self,
@@ -246,37 +182,31 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
             model = onnx.ModelProto.FromString(graph)
             options = self._recipe.fresh()
             held = give_external_data(checkpoint, graph, options)
-            if self.mode == "inplace":
-                self._place_buffer(checkpoint, model, options)
-            else:
-                gap = Gap(_WHOLE, "unreachable", checkpoint.nbytes, "opaque mode: by canary alone")
-                self._memory = Memory(None, {}, (gap,))
+            gap = Gap(_WHOLE, "unreachable", checkpoint.nbytes, "opaque mode: by canary alone")
+            self._memory = Memory(None, {}, (gap,))
+            buffer = self._buffer(checkpoint, model) if self.mode == "inplace" else None
+            if buffer is not None:
+                buffer.give(options)
             super().__init__(
                 graph, options, providers or [CPU], provider_options, enable_fallback=0
             )
             del held
-            self._choose_canary(feeds, model)
-            if self._buffer is not None:
-                memory = self._buffer.memory(checkpoint, self._sess, self._generation)
-                self._memory = sealed.prove(memory, [self._buffer.mapping()], self._answers)
-            attesting = manifest if self.mode == "inplace" else None
-            self._guard = Guard(self.adapter, attesting, _named(settings), golden=self._buffer)
+            run = self._run_plainly
+            chosen = feeds or canaries.chosen(run, self.get_inputs(), model)
+            watch = self._watched(chosen, canaries.stable(run, chosen))
+            if buffer is not None:
+                memory = buffer.memory(checkpoint, self._sess)
+                self._memory = sealed.prove(memory, [buffer.mapping()], watch.deviation)
+            # an opaque session has no live tensors that a manifest could be compared with
+            attesting = manifest if buffer is not None else None
+            self._guard = Guard(self.adapter, attesting, _named(settings), golden=buffer)
 
-    def _place_buffer(
-        self, checkpoint: Checkpoint, model: onnx.ModelProto, options: ort.SessionOptions
-    ) -> None:
+    def _buffer(self, checkpoint: Checkpoint, model: onnx.ModelProto) -> inplace.Buffer:
         if sys.platform != "linux":
             raise WeightguardError("inplace mode is for Linux: use mode='opaque' here")
-        self._buffer = inplace.Buffer(checkpoint, model)
-        self._stack.callback(self._buffer.close)
-        self._values = dict(self._buffer.values())
-        for name, value in self._values.items():
-            options.add_initializer(name, value)
-
-    def _choose_canary(self, feeds: tuple[Feed, ...] | None, model: onnx.ModelProto) -> None:
-        run = self._run_plainly
-        self._feeds = feeds or canaries.chosen(run, self.get_inputs(), model)
-        self._outputs = canaries.stable(run, self._feeds)
+        buffer = inplace.Buffer(checkpoint, model)
+        self._stack.callback(buffer.close)
+        return buffer
 
     def _create_inference_session(self, providers: Any, options: Any, disabled: Any = None) -> None:
         """Create the runtime's session, now and whenever it is rebuilt. Overrides onnxruntime's."""
@@ -288,21 +218,22 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
             with self._cache.own_name(model.place, copied=model.entry.nested) as folder:
                 self._sess_options = sealed.sealed_options(self._recipe, folder)
                 super()._create_inference_session([CPU], None, disabled)
-                self._mappings = mappings_of(folder / sealed.DATA_NAME)
+                self._mappings = mappings_of(folder / DATA_NAME)
         self._generation += 1
         if self._place is not None:
             self._memory = sealed.locate(self._place, self._mappings, self._sess, self._generation)
             if self._guard is not None:
                 self._prove_rebuilt(self._place)
 
-    def _prove_rebuilt(self, model: sealed.SealedModel) -> None:
+    def _prove_rebuilt(self, model: SealedModel) -> None:
         try:
             sealed.verify_mapped(model, self._memory, self.adapter.read)
         except StaleEntry as error:
             raise WeightguardError(
                 f"the sealed model changed since it was loaded: {error}. Make a new session"
             ) from error
-        self._memory = sealed.prove(self._memory, self._mappings, self._answers)
+        assert self._watch is not None
+        self._memory = sealed.prove(self._memory, self._mappings, self._watch.deviation)
 
     # running
 
@@ -358,70 +289,24 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
         self._create_inference_session([CPU], None)
 
     def _guarded(self, run: Callable[..., Any], *arguments: Any) -> Any:
+        if self._closed:
+            return run(*arguments)
+        guard, watch = self._loaded()
+        watch.run_if_due(guard)
         self.adapter.before_run()
-        if self._canary_share and time.monotonic() >= self._canary_due:
-            self.run_canary()
         try:
             return run(*arguments)
         except RUNTIME_ERRORS as error:
-            if _RUN_FAILED in str(error):
-                self._alarm(error)
+            watch.alarm(guard, error)
             raise
-
-    def _alarm(self, error: Exception) -> None:
-        """Take a kernel that failed as a sign of damage, unless everything else is sound."""
-        sound = self.run_canary()
-        if time.monotonic() - self._last_alarm >= CHECK_AFTER_EXCEPTION:
-            self._last_alarm = time.monotonic()
-            sound = not self.check().findings and sound
-        severity = Severity.INFO if sound else Severity.ERROR
-        message = f"{type(error).__name__}: {error!s:.300}" + (_SOUND if sound else "")
-        self._required().report_incident(
-            Place("session", aspect="run"), finding(RUNTIME_EXCEPTION, message, severity=severity)
-        )
-
-    # the canary
 
     def run_canary(self) -> bool:
         """Run the canary now; return whether its outputs are, bit by bit, those it had.
 
         Where they are not, all weights are checked at once, and it is run again.
         """
-        if not self._canary_lock.acquire(blocking=False):
-            return True
-        try:
-            began = time.monotonic()
-            what = self._canary_deviation()
-            ended = time.monotonic()
-            if self._canary_share:
-                self._canary_due = ended + (ended - began) / self._canary_share
-            return self._judge_canary(what)
-        finally:
-            self._canary_lock.release()
-
-    def _judge_canary(self, what: str | None) -> bool:
-        guard, place = self._required(), Place("session", aspect="canary")
-        if what is not None:
-            guard.report_incident(place, finding(CANARY, what))
-            guard.check()
-            what = self._canary_deviation()
-        if what is None:
-            guard.report_sound(place)
-        return what is None
-
-    def _canary_deviation(self) -> str | None:
-        """Return in words how the canary's outputs differ, None where they do not."""
-        try:
-            answers = self._answers()
-        except RUNTIME_ERRORS as error:
-            return f"the canary's run failed: {error!s:.300}"
-        if answers == self._outputs:
-            return None
-        wrong = sum(a != b for a, b in zip(answers, self._outputs, strict=True))
-        return f"{wrong} of {len(answers)} runs have other outputs, bit by bit, than at load"
-
-    def _answers(self) -> tuple[str, ...]:
-        return canaries.recorded(self._run_plainly, self._feeds)
+        guard, watch = self._loaded()
+        return watch.run(guard)
 
     def _run_plainly(self, feed: Feed) -> Any:
         """Run without what comes before a run."""
@@ -432,25 +317,25 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
     def check(self) -> Report:
         """Check the canary and every watched byte now, and report what is open."""
         self.run_canary()
-        return self._required().check()
+        return self.guard.check()
 
     def scrub(self, nbytes: int, seconds: float | None = None) -> int:
         """Check the bytes that come next; return how many were verified. See Guard."""
-        return self._required().scrub(nbytes, seconds)
+        return self.guard.scrub(nbytes, seconds)
 
     @property
     def guard(self) -> Guard:
         """The guard."""
-        return self._required()
+        return self._loaded()[0]
 
     @property
     def incidents(self) -> tuple[Incident, ...]:
         """What was found, oldest first."""
-        return self._required().incidents
+        return self.guard.incidents
 
     def status(self) -> Status:
         """Return where the guard stands."""
-        return self._required().status()
+        return self.guard.status()
 
     @property
     def chain(self) -> Entry | None:
@@ -459,20 +344,11 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
 
     def coverage(self) -> SessionCoverage:
         """Return how many live bytes are watched, in what form, and how many are not."""
-        memory, guard = self._memory, self._required().coverage()
-        packed = {e.name for e in self.chain.extents if e.packed} if self.chain else set()
-        sizes = {name: region.tensor.nbytes for name, region in memory.regions.items()}
-        return SessionCoverage(
-            mode=self.mode,
-            live=sum(n for name, n in sizes.items() if name not in packed),
-            packed=sum(n for name, n in sizes.items() if name in packed),
-            folded=self.chain.folded[1] if self.chain else 0,
-            unreachable=guard.unreachable + guard.copied,
-            guard=guard,
-        )
+        return session_coverage(self.mode, self._memory, self.chain, self.guard.coverage())
 
     def close(self) -> None:
         """Stop guarding; the session can still run, unguarded."""
+        self._closed = True
         if self._guard is not None:
             self._guard.close()
         self._stack.close()
@@ -491,10 +367,10 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
     def __reduce__(self) -> str:
         raise TypeError("a guarded session holds on to live memory: make one in each process")
 
-    def _required(self) -> Guard:
-        if self._guard is None:
-            raise WeightguardError("this session was not loaded")
-        return self._guard
+    def _loaded(self) -> tuple[Guard, CanaryWatch]:
+        if self._guard is None or self._watch is None:
+            raise WeightguardError("this session was not loaded: make a new one")
+        return self._guard, self._watch
 
 
 def default_mode(providers: Sequence[Any]) -> Mode:
@@ -531,6 +407,3 @@ def _read(manifest: ManifestLike | None) -> Iterator[Manifest | None]:
         return
     with Manifest.read(manifest) as opened:
         yield opened
-
-
-_SOUND = "; the weights and the canary are sound, so the input may be to blame"
