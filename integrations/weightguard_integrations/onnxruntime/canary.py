@@ -94,7 +94,7 @@ def _values(
         return np.asarray(generator.standard_normal(shape)).astype(_FLOATS[kind])
     if kind in _INTEGERS:
         dtype = np.dtype(_INTEGERS[kind])
-        high = min(limits.get(signature.name, _FLAG_VALUES), int(np.iinfo(dtype).max))
+        high = min(limits.get(signature.name, _FLAG_VALUES), 1 << 8 * dtype.itemsize - 1)
         return np.asarray(generator.integers(0, high, shape)).astype(dtype)
     if kind == "bool":
         return np.full(shape, run % 2 == 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
 from weightguard.checkpoint.onnx.types import TYPES
 
@@ -24,17 +24,6 @@ def initializers(graph: GraphProto, path: str = "") -> Iterator[tuple[str, Tenso
                 yield from initializers(attribute.g, f"{place}/")
             for index, inner in enumerate(attribute.graphs):
                 yield from initializers(inner, f"{place}[{index}]/")
-
-
-def stored_tensors(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
-    """Yield initializers and the tensors of attributes, Constant nodes among them."""
-    yield from initializers(model.graph)
-    for node in nodes(model.graph):
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.TENSOR:
-                yield f"{node.name}.{attribute.name}", attribute.t
-            for tensor in attribute.tensors:
-                yield f"{node.name}.{attribute.name}", tensor
 
 
 def nodes(graph: GraphProto) -> Iterator[NodeProto]:

@@ -57,10 +57,13 @@ _ERRORS = 3
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to seal: a model whose files were verified, and how it is to run."""
+    """What to seal, and how it is to run: ``model`` for the content of its files, ``graph`` for
+    the graph file's alone (SHA-256), ``weights`` for the manifest's.
+    """
 
     key: str
     model: str
+    graph: str
     weights: str | None
     options: dict[str, str]
     feeds: tuple[Feed, ...] | None
@@ -75,7 +78,9 @@ def order_of(
 ) -> Order:
     """Return what to seal for the model at ``path``, from the content of all of its files."""
     with open_model(path, private=False) as checkpoint:
-        model = identity_of(digests_of(checkpoint))
+        digests = digests_of(checkpoint)
+        graph = digests[checkpoint.files[0].name].sha256
+    model = identity_of(digests)
     weights = None if manifest is None else manifest.document.weights
     options = recipe.described()
     parts = {
@@ -89,7 +94,7 @@ def order_of(
         "canary": canaries.identity(feeds),
         "variant": variant,
     }
-    return Order(key_of(parts), model, weights, options, feeds)
+    return Order(key_of(parts), model, graph, weights, options, feeds)
 
 
 def fill(
@@ -163,7 +168,7 @@ def _compile(
     )
     options.optimized_model_filepath = str(work / _RAW_GRAPH)
     options.log_severity_level = max(options.log_severity_level, _ERRORS)
-    held = give_external_data(checkpoint, graph, options)
+    held = give_external_data(checkpoint, options)
     try:
         return ort.InferenceSession(graph, options, providers=[CPU])
     except Exception as error:

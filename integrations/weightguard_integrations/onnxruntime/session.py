@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from weightguard.checkpoint import Checkpoint
 from weightguard.errors import WeightguardError
 from weightguard.finding import Report
 from weightguard.guard import Gap, Guard, Incident, Settings, Status
+from weightguard.guard.ledger import Place
 from weightguard.manifest import Manifest
 from weightguard_integrations.onnxruntime import canary as canaries
 from weightguard_integrations.onnxruntime import inplace, sealed, sealing
@@ -32,6 +34,7 @@ from weightguard_integrations.onnxruntime.sealed import SealedModel
 from weightguard_integrations.onnxruntime.source import (
     give_external_data,
     graph_bytes,
+    graph_doubt,
     open_model,
     require_sound,
 )
@@ -145,6 +148,13 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
                 "and the memory of this machine"
             ) from error
 
+        self._note_graph(order.graph, manifest)
+
+    def _note_graph(self, graph_sha256: str, manifest: Manifest | None) -> None:
+        doubt = graph_doubt(graph_sha256, manifest)
+        if doubt is not None:
+            self.guard.report_incident(Place("graph", aspect="attestation"), doubt)
+
     def _prove_sealed(self, manifest: Manifest | None, settings: Settings | None) -> None:
         """Show that what is mapped is what was sealed and what runs, and guard it."""
         assert self._place is not None
@@ -181,7 +191,7 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
             graph = graph_bytes(checkpoint)
             model = onnx.ModelProto.FromString(graph)
             options = self._recipe.fresh()
-            held = give_external_data(checkpoint, graph, options)
+            held = give_external_data(checkpoint, options)
             gap = Gap(_WHOLE, "unreachable", checkpoint.nbytes, "opaque mode: by canary alone")
             self._memory = Memory(None, {}, (gap,))
             buffer = self._buffer(checkpoint, model) if self.mode == "inplace" else None
@@ -200,6 +210,7 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
             # an opaque session has no live tensors that a manifest could be compared with
             attesting = manifest if buffer is not None else None
             self._guard = Guard(self.adapter, attesting, _named(settings), golden=buffer)
+            self._note_graph(hashlib.sha256(graph).hexdigest(), manifest)
 
     def _buffer(self, checkpoint: Checkpoint, model: onnx.ModelProto) -> inplace.Buffer:
         if sys.platform != "linux":

@@ -12,7 +12,6 @@ import json
 import mmap
 import os
 
-import onnx
 import onnxruntime as ort
 
 from weightguard.audit import verify_opened
@@ -20,10 +19,10 @@ from weightguard.catalogue import Severity
 from weightguard.checkpoint import Checkpoint, open_checkpoint
 from weightguard.checksums import file_digests
 from weightguard.errors import IntegrityError, WeightguardError
-from weightguard.finding import Report
+from weightguard.finding import Finding, Report, finding
+from weightguard.guard.incident import UNATTESTED
 from weightguard.manifest import FileRecord, Manifest
 from weightguard.progress import Meter
-from weightguard_integrations.onnxruntime.graphs import stored_tensors
 
 MAX_GRAPH_BYTES = (1 << 31) - 1
 """No protobuf message is longer; larger models keep their weights in external data."""
@@ -74,35 +73,29 @@ def graph_bytes(checkpoint: Checkpoint) -> bytes:
     return graph.read(0, graph.size, limit=MAX_GRAPH_BYTES)
 
 
-def give_external_data(
-    checkpoint: Checkpoint, graph: bytes, options: ort.SessionOptions
-) -> list[mmap.mmap]:
+def give_external_data(checkpoint: Checkpoint, options: ort.SessionOptions) -> list[mmap.mmap]:
     """Have ``options`` load external data from the descriptors that were verified.
 
-    Returns what must be held until the session is made; the runtime copies it then. It reads
-    each location as the graph spells it.
+    Returns what must be held until the session is made; the runtime copies it then.
     """
-    files = {file.name: file for file in checkpoint.files[1:] if file.size}
-    if not files:
-        return []
-    locations = sorted(_locations(onnx.ModelProto.FromString(graph)))
-    found = [(location, files.get(os.path.normpath(location))) for location in locations]
-    names = [location for location, file in found if file is not None]
-    sizes = [file.size for _, file in found if file is not None]
-    held = [
-        mmap.mmap(file.fileno(), file.size, access=mmap.ACCESS_READ)
-        for _, file in found
-        if file is not None
-    ]
-    options.add_external_initializers_from_files_in_memory(names, held, sizes)
+    files = [file for file in checkpoint.files[1:] if file.size]
+    held = [mmap.mmap(file.fileno(), file.size, access=mmap.ACCESS_READ) for file in files]
+    if files:
+        options.add_external_initializers_from_files_in_memory(
+            [file.name for file in files], held, [file.size for file in files]
+        )
     return held
 
 
-def _locations(model: onnx.ModelProto) -> set[str]:
-    return {
-        entry.value
-        for _, tensor in stored_tensors(model)
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
+def graph_doubt(graph_sha256: str, manifest: Manifest | None) -> Finding | None:
+    """Return the finding that the manifest vouches for weights and not for the graph, if so."""
+    if manifest is None:
+        return None
+    if any(record.sha256 == graph_sha256 for record in manifest.document.files.values()):
+        return None
+    return finding(
+        UNATTESTED,
+        "the manifest vouches for the weights, but not for the graph that uses them",
+        severity=Severity.INFO,
+        remedy="Make the manifest with digests of whole files, to be held to the graph as well.",
+    )

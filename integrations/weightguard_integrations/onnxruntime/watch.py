@@ -10,7 +10,7 @@ import onnxruntime.capi.onnxruntime_pybind11_state as states
 
 from weightguard.catalogue import Severity
 from weightguard.finding import finding
-from weightguard.guard import Guard
+from weightguard.guard import Guard, forks
 from weightguard.guard.incident import CANARY, RUNTIME_EXCEPTION
 from weightguard.guard.ledger import Place
 from weightguard_integrations.onnxruntime.canary import Feed, Outputs, recorded
@@ -45,6 +45,7 @@ class CanaryWatch:
         self._run, self._feeds, self._outputs, self._share = run, feeds, outputs, share
         self._lock = threading.Lock()
         self._due, self._last_alarm = 0.0, -CHECK_AFTER_EXCEPTION
+        forks.watch(self)
 
     def run_if_due(self, guard: Guard) -> None:
         """Run the canary if the budget allows it by now."""
