@@ -37,10 +37,9 @@ from weightguard_integrations.onnxruntime.mappings import (
 )
 from weightguard_integrations.onnxruntime.memory import Form, Memory, Region
 from weightguard_integrations.onnxruntime.options import Recipe
+from weightguard_integrations.onnxruntime.source import FOLDER_ENTRY
 
 MAX_CANARY_BYTES = 256 << 20
-
-_FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ class SealedModel:
 
 def sealed_options(recipe: Recipe, folder: Path) -> ort.SessionOptions:
     """Return options that load a sealed graph as it stands, with weights in ``folder``."""
-    options = recipe.fresh({_FOLDER_ENTRY: str(folder)})
+    options = recipe.fresh({FOLDER_ENTRY: str(folder)})
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options
 

@@ -40,10 +40,11 @@ from weightguard_integrations.onnxruntime.options import (
 from weightguard_integrations.onnxruntime.sealed import sealed_options
 from weightguard_integrations.onnxruntime.source import (
     digests_of,
-    give_external_data,
+    given_external_data,
     graph_bytes,
     identity_of,
     open_model,
+    readable_failure,
     require_sound,
 )
 
@@ -168,13 +169,8 @@ def _compile(
     )
     options.optimized_model_filepath = str(work / _RAW_GRAPH)
     options.log_severity_level = max(options.log_severity_level, _ERRORS)
-    held = give_external_data(checkpoint, options)
-    try:
+    with given_external_data(checkpoint, options), readable_failure():
         return ort.InferenceSession(graph, options, providers=[CPU])
-    except Exception as error:
-        raise WeightguardError(f"onnxruntime cannot load the model: {error!s:.500}") from error
-    finally:
-        del held
 
 
 def _relay(

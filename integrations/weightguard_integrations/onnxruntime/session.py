@@ -32,13 +32,15 @@ from weightguard_integrations.onnxruntime.memory import Memory, SessionAdapter
 from weightguard_integrations.onnxruntime.options import CPU, Options, Recipe
 from weightguard_integrations.onnxruntime.sealed import SealedModel
 from weightguard_integrations.onnxruntime.source import (
-    give_external_data,
+    RUNTIME_ERRORS,
+    given_external_data,
     graph_bytes,
     graph_doubt,
     open_model,
+    readable_failure,
     require_sound,
 )
-from weightguard_integrations.onnxruntime.watch import RUNTIME_ERRORS, CanaryWatch
+from weightguard_integrations.onnxruntime.watch import CanaryWatch
 
 Mode: TypeAlias = Literal["sealed", "inplace", "opaque"]
 
@@ -191,16 +193,15 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
             graph = graph_bytes(checkpoint)
             model = onnx.ModelProto.FromString(graph)
             options = self._recipe.fresh()
-            held = give_external_data(checkpoint, options)
             gap = Gap(_WHOLE, "unreachable", checkpoint.nbytes, "opaque mode: by canary alone")
             self._memory = Memory(None, {}, (gap,))
             buffer = self._buffer(checkpoint, model) if self.mode == "inplace" else None
             if buffer is not None:
                 buffer.give(options)
-            super().__init__(
-                graph, options, providers or [CPU], provider_options, enable_fallback=0
-            )
-            del held
+            with given_external_data(checkpoint, options), readable_failure():
+                super().__init__(
+                    graph, options, providers or [CPU], provider_options, enable_fallback=0
+                )
             run = self._run_plainly
             chosen = feeds or canaries.chosen(run, self.get_inputs(), model)
             watch = self._watched(chosen, canaries.stable(run, chosen))

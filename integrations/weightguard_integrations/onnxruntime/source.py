@@ -11,12 +11,18 @@ import hashlib
 import json
 import mmap
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import onnxruntime as ort
+import onnxruntime.capi.onnxruntime_pybind11_state as states
 
 from weightguard.audit import verify_opened
 from weightguard.catalogue import Severity
 from weightguard.checkpoint import Checkpoint, open_checkpoint
+from weightguard.checkpoint.files import CheckpointFile
 from weightguard.checksums import file_digests
 from weightguard.errors import IntegrityError, WeightguardError
 from weightguard.finding import Finding, Report, finding
@@ -26,6 +32,20 @@ from weightguard.progress import Meter
 
 MAX_GRAPH_BYTES = (1 << 31) - 1
 """No protobuf message is longer; larger models keep their weights in external data."""
+
+MAX_EMBEDDED_BYTES = 1 << 30
+"""A longer tensor the runtime does not take from memory: it makes a protobuf message of it."""
+
+RUNTIME_ERRORS = (
+    states.EPFail, states.Fail, states.RuntimeException, states.InvalidArgument,
+    states.InvalidGraph, states.InvalidProtobuf, states.NoSuchFile, states.NotImplemented,
+)  # fmt: skip
+"""What onnxruntime raises."""
+
+FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
+"""The option that says where external data lies."""
+
+_COPY_BYTES = 1 << 26
 
 
 def open_model(path: str | os.PathLike[str], *, private: bool) -> Checkpoint:
@@ -73,18 +93,57 @@ def graph_bytes(checkpoint: Checkpoint) -> bytes:
     return graph.read(0, graph.size, limit=MAX_GRAPH_BYTES)
 
 
-def give_external_data(checkpoint: Checkpoint, options: ort.SessionOptions) -> list[mmap.mmap]:
-    """Have ``options`` load external data from the descriptors that were verified.
+@contextmanager
+def given_external_data(checkpoint: Checkpoint, options: ort.SessionOptions) -> Iterator[None]:
+    """Have ``options`` load external data as it was verified; make the session in the block.
 
-    Returns what must be held until the session is made; the runtime copies it then.
+    The runtime copies it from our memory then. What is too long for that it maps from a folder
+    that only this user can enter, and that is gone when the block ends.
     """
     files = [file for file in checkpoint.files[1:] if file.size]
+    if not files:
+        yield
+        return
+    graph = checkpoint.files[0].name
+    longest = max((t.nbytes for t in checkpoint.tensors if t.shard != graph), default=0)
+    if longest > MAX_EMBEDDED_BYTES:
+        with tempfile.TemporaryDirectory(prefix="weightguard-") as folder:
+            for file in files:
+                _write_out(file, Path(folder) / file.name)
+            options.add_session_config_entry(FOLDER_ENTRY, folder)
+            yield
+        return
     held = [mmap.mmap(file.fileno(), file.size, access=mmap.ACCESS_READ) for file in files]
-    if files:
-        options.add_external_initializers_from_files_in_memory(
-            [file.name for file in files], held, [file.size for file in files]
-        )
-    return held
+    options.add_external_initializers_from_files_in_memory(
+        [file.name for file in files], held, [file.size for file in files]
+    )
+    yield
+    del held
+
+
+@contextmanager
+def readable_failure() -> Iterator[None]:
+    """Turn what onnxruntime raises about a model into an error that says what could not be done."""
+    try:
+        yield
+    except RUNTIME_ERRORS as error:
+        raise WeightguardError(
+            f"onnxruntime cannot load the model, whose files are sound: {error!s:.500}"
+        ) from error
+
+
+def _write_out(file: CheckpointFile, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as target:
+            done = 0
+            while done < file.size:
+                done += os.sendfile(target.fileno(), file.fileno(), done, _COPY_BYTES)
+    except OSError as error:
+        raise WeightguardError(
+            f"no room for a private copy of {file.name!r:.200} ({file.size} bytes): "
+            f"{error.strerror}; set TMPDIR to a folder with more of it"
+        ) from error
 
 
 def graph_doubt(graph_sha256: str, manifest: Manifest | None) -> Finding | None:

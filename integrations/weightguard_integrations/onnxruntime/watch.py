@@ -6,23 +6,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-import onnxruntime.capi.onnxruntime_pybind11_state as states
-
 from weightguard.catalogue import Severity
 from weightguard.finding import finding
 from weightguard.guard import Guard, forks
 from weightguard.guard.incident import CANARY, RUNTIME_EXCEPTION
 from weightguard.guard.ledger import Place
 from weightguard_integrations.onnxruntime.canary import Feed, Outputs, recorded
+from weightguard_integrations.onnxruntime.source import RUNTIME_ERRORS
 
 CHECK_AFTER_EXCEPTION = 60.0
 """Seconds between full checks because runs failed: a client's bad input must not cost more."""
-
-RUNTIME_ERRORS = (
-    states.EPFail, states.Fail, states.RuntimeException, states.InvalidArgument,
-    states.InvalidGraph, states.InvalidProtobuf, states.NoSuchFile, states.NotImplemented,
-)  # fmt: skip
-"""What onnxruntime raises."""
 
 _KERNEL_FAILED = "Non-zero status code returned while running"
 _SOUND = "; the weights and the canary are sound, so the input may be to blame"

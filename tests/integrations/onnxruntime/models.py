@@ -24,14 +24,13 @@ def model(
     outputs: list[onnx.ValueInfoProto],
     tensors: dict[str, NDArray],
 ) -> onnx.ModelProto:
-    made = h.make_model(
+    return h.make_model(
         h.make_graph(
             nodes, "g", inputs, outputs, [nh.from_array(a, name) for name, a in tensors.items()]
         ),
         opset_imports=[h.make_opsetid("", 17), h.make_opsetid("com.microsoft", 1)],
         ir_version=8,
     )
-    return made
 
 
 def perceptron(seed: int = 0) -> onnx.ModelProto:
@@ -96,7 +95,6 @@ def everything(seed: int = 1) -> onnx.ModelProto:
         ],
         [nh.from_array(f(WIDTH, WIDTH), "loop_weight")],
     )
-    blocks = WIDTH // 32
     tensors = {
         "embedding": f(300, WIDTH),
         "dense": f(WIDTH, WIDTH),
@@ -111,7 +109,7 @@ def everything(seed: int = 1) -> onnx.ModelProto:
         "w_zero": np.uint8(128),
         "turns": np.array(2, np.int64),
         "go": np.array(True),
-        "front": np.array([0], np.int64),
+        "middle": np.array([1], np.int64),
         "lstm_w": f(1, 4 * WIDTH, WIDTH),
         "lstm_r": f(1, 4 * WIDTH, WIDTH),
         "lstm_b": f(1, 8 * WIDTH),
@@ -143,9 +141,9 @@ def everything(seed: int = 1) -> onnx.ModelProto:
             else_branch=branch("else", "else_weight", "else_bias"),
         ),
         h.make_node("Loop", ["turns", "go", "z"], ["l"], body=body),
-        h.make_node("Unsqueeze", ["l", "front"], ["l3"]),
-        h.make_node("LSTM", ["l3", "lstm_w", "lstm_r", "lstm_b"], ["ly", "lh", ""], hidden_size=WIDTH),
-        h.make_node("Reshape", ["lh", "channels"], ["c0"]),
+        h.make_node("Unsqueeze", ["l", "middle"], ["l3"]),
+        h.make_node("LSTM", ["l3", "lstm_w", "lstm_r", "lstm_b"], ["ly"], hidden_size=WIDTH),
+        h.make_node("Reshape", ["ly", "channels"], ["c0"]),
         h.make_node("Conv", ["c0", "kernel", "kernel_bias"], ["c1"], pads=[1, 1, 1, 1]),
         h.make_node("Reshape", ["c1", "flat"], ["c2"]),
         h.make_node(
@@ -153,7 +151,6 @@ def everything(seed: int = 1) -> onnx.ModelProto:
             domain="com.microsoft", K=128, N=WIDTH, bits=4, block_size=32,
         ),
     ]  # fmt: skip
-    assert blocks
     return model(
         nodes,
         [

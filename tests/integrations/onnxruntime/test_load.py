@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from weightguard import (
     fingerprint,
 )
 from weightguard.checkpoint import open_checkpoint
-from weightguard_integrations.onnxruntime import GuardedSession
+from weightguard_integrations.onnxruntime import GuardedSession, source
 from weightguard_integrations.onnxruntime.source import open_model
 
 MODES = ("sealed", "inplace", "opaque")
@@ -240,3 +241,20 @@ def test_importing_the_package_loads_no_runtime() -> None:
         "assert 'onnxruntime' not in sys.modules; m.GuardedSession"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_weights_too_long_for_a_message(
+    tmp_path: Path,
+    load: Callable[..., GuardedSession],
+    mode: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tensors beyond 2 GB are mapped by the runtime; here, those beyond 1 kB."""
+    monkeypatch.setattr(source, "MAX_EMBEDDED_BYTES", 1000)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    path = saved(perceptron(), tmp_path / "model", external=2)
+    expected = ort.InferenceSession(path).run(None, X)[0]
+    session = load(path, mode, manifest=fingerprint(path))
+    assert np.allclose(session.run(None, X)[0], expected, atol=1e-5)
+    assert not list(tmp_path.glob("weightguard-*"))

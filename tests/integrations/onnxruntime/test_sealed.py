@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +11,6 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto as T
 from onnx import helper as h
-from onnx import numpy_helper as nh
 
 from tests.integrations.onnxruntime.models import WIDTH, everything, model, perceptron, saved
 from weightguard import Manifest, WeightguardError, fingerprint
@@ -48,11 +45,11 @@ def test_every_kind_of_weight_is_covered(load: Callable[..., GuardedSession]) ->
     nested = {name.split("/")[-1] for name in packed}
     assert nested >= {"then_weight", "else_weight", "loop_weight"}
     plain = {name.split("/")[-1] for name, form in forms.items() if form == "plain"}
-    assert plain >= {"embedding", "lstm_b", "then_bias", "else_bias", "kernel_bias"}
+    assert plain >= {"embedding", "lstm_b", "then_bias", "else_bias"}
     coverage = session.coverage()
     # what stays out of reach are shapes, axes and counts, which the runtime wants in the graph
     inline = {gap.name: gap.nbytes for gap in coverage.guard.gaps}
-    assert inline == {"turns": 8, "go": 1, "front": 8, "channels": 32, "flat": 16}
+    assert inline == {"turns": 8, "go": 1, "middle": 8, "channels": 32, "flat": 16}
     assert coverage.unreachable == sum(inline.values())
     assert coverage.live + coverage.packed == coverage.guard.covered
     assert coverage.guard.ratio > 0.999
@@ -231,33 +228,3 @@ def test_a_model_without_weights(load: Callable[..., GuardedSession]) -> None:
     assert session.run(None, {"x": np.zeros(3, np.float32)})[0].tolist() == [0, 0, 0]
     assert session.coverage().guard.covered == 0
     assert session.check().findings == ()
-
-
-def test_more_than_two_gigabytes(tmp_path: Path) -> None:
-    """A sparse file stands for the weights, so that neither disk nor time is needed for them."""
-    rows, width = 1_100_000, 512
-    made = model(
-        [h.make_node("Gather", ["table", "ids"], ["y"])],
-        [h.make_tensor_value_info("ids", T.INT64, ["n"])],
-        [h.make_tensor_value_info("y", T.FLOAT, ["n", width])],
-        {},
-    )
-    tensor = T(name="table", dims=[rows, width], data_type=T.FLOAT, data_location=T.EXTERNAL)
-    nbytes = rows * width * 4
-    for key, value in (("location", "w.bin"), ("offset", 0), ("length", nbytes)):
-        tensor.external_data.add(key=key, value=str(value))
-    made.graph.initializer.append(tensor)
-    (tmp_path / "big.onnx").write_bytes(made.SerializeToString())
-    with (tmp_path / "w.bin").open("wb") as file:
-        file.truncate(nbytes)
-        file.seek(nbytes - 4)
-        file.write(np.float32(3).tobytes())
-    assert nbytes > 1 << 31
-    code = (
-        "import sys, numpy as np; from weightguard_integrations.onnxruntime import GuardedSession\n"
-        "s = GuardedSession(sys.argv[1], mode='opaque')\n"
-        f"y = s.run(None, {{'ids': np.array([0, {rows - 1}])}})[0]\n"
-        "assert y[0, 0] == 0 and y[1, -1] == 3, y\n"
-    )
-    assert nh
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "big.onnx")], check=True)
