@@ -54,6 +54,7 @@ SMALLEST_EXTERNAL = 1024
 _RAW_DATA = "optimised.data"
 _RAW_GRAPH = "optimised.onnx"
 _ERRORS = 3
+_REMEDY = ". If it could not write, give cache= a folder with room for three times the model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +170,7 @@ def _compile(
     )
     options.optimized_model_filepath = str(work / _RAW_GRAPH)
     options.log_severity_level = max(options.log_severity_level, _ERRORS)
-    with given_external_data(checkpoint, options), readable_failure():
+    with given_external_data(checkpoint, options), readable_failure(_REMEDY):
         return ort.InferenceSession(graph, options, providers=[CPU])
 
 

@@ -122,13 +122,13 @@ def given_external_data(checkpoint: Checkpoint, options: ort.SessionOptions) -> 
 
 
 @contextmanager
-def readable_failure() -> Iterator[None]:
+def readable_failure(remedy: str = "") -> Iterator[None]:
     """Turn what onnxruntime raises about a model into an error that says what could not be done."""
     try:
         yield
     except RUNTIME_ERRORS as error:
         raise WeightguardError(
-            f"onnxruntime cannot load the model, whose files are sound: {error!s:.500}"
+            f"onnxruntime cannot load the model, whose files are sound: {error!s:.500}{remedy}"
         ) from error
 
 
