@@ -67,7 +67,8 @@ class Recipe:
             self._given = ort.SessionOptions() if given is None else given
             if self._given.has_providers():
                 raise WeightguardError(_CALLABLE.format("providers that were added to them"))
-        if self.fresh().optimized_model_filepath:
+        own = self._given if self._make is None else self._make()
+        if own.optimized_model_filepath:
             raise WeightguardError(
                 "options of a guarded session name no optimized_model_filepath: it would hold what "
                 "was written before the session was verified"
