@@ -47,7 +47,7 @@ def audit(
             f"the selected rules compare with a manifest ({', '.join(sorted(selection.codes))}), "
             "and none is given: nothing would be checked."
         )
-    with _opened(manifest) as recorded:
+    with opened_manifest(manifest) as recorded:
         return _examine(Path(path), recorded, selection, file_digests, threads, progress)
 
 
@@ -63,7 +63,7 @@ def verify(
     File digests are compared when the manifest holds them. Raises ManifestError.
     """
     selection = Selection.of(["WG1", *COMPARING])
-    with _opened(manifest) as recorded:
+    with opened_manifest(manifest) as recorded:
         assert recorded is not None
         whole_files = bool(recorded.document.files)
         return _examine(Path(path), recorded, selection, whole_files, threads, progress)
@@ -85,7 +85,8 @@ def verify_opened(
 
 
 @contextlib.contextmanager
-def _opened(manifest: ManifestLike | None) -> Iterator[Manifest | None]:
+def opened_manifest(manifest: ManifestLike | None) -> Iterator[Manifest | None]:
+    """Yield a manifest, opened and closed where it is given by its path."""
     if manifest is None or isinstance(manifest, Manifest):
         yield manifest
         return

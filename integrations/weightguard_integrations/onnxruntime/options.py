@@ -1,18 +1,21 @@
-"""Session options: made anew for each session, and what of them decides how weights run."""
+"""Options of sessions, made anew for each, providers, and what of them decides how weights run."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import onnxruntime as ort
 
 from weightguard.errors import WeightguardError
 
 CPU = "CPUExecutionProvider"
+
+Mode: TypeAlias = Literal["sealed", "inplace", "opaque"]
 
 Options: TypeAlias = ort.SessionOptions | Callable[[], ort.SessionOptions] | None
 """Options, or what makes them anew each time it is called."""
@@ -50,6 +53,41 @@ OTHER = (
     "session.use_ort_model_bytes_directly",
 )  # fmt: skip
 """Configuration entries that do not."""
+
+
+def required_providers(providers: Sequence[Any] | None) -> list[Any]:
+    """Return the providers asked for; raises WeightguardError for one that is missing.
+
+    onnxruntime itself would go on with others.
+    """
+    if not providers:
+        return [CPU]
+    available = ort.get_available_providers()
+    names = [entry[0] if isinstance(entry, tuple) else entry for entry in providers]
+    missing = [name for name in names if name not in available]
+    if missing:
+        raise WeightguardError(
+            f"onnxruntime has no {missing[0]!r:.100} here: install the package that has it, or "
+            f"choose of {', '.join(available)}"
+        )
+    return list(providers)
+
+
+def chosen_mode(mode: str | None, providers: Sequence[Any]) -> Mode:
+    """Return the mode that was asked for, or the strictest for providers on this system.
+
+    Raises WeightguardError for one that there is not, or not here.
+    """
+    mappable = list(providers) == [CPU] and sys.platform == "linux"
+    if mode is None:
+        return "sealed" if mappable else "opaque"
+    if mode not in get_args(Mode):
+        raise WeightguardError(f"no mode {mode!r:.100}: choose of {', '.join(get_args(Mode))}")
+    if mode != "opaque" and not mappable:
+        raise WeightguardError(
+            f"{mode} mode is for the CPUExecutionProvider on Linux: use mode='opaque' here"
+        )
+    return cast(Mode, mode)
 
 
 class Recipe:

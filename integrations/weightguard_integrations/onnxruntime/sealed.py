@@ -6,7 +6,8 @@ addresses are found, shown to be read by a run, compared with what was sealed, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from weightguard_integrations.onnxruntime.cache import (
     CANARY_NAME,
     GRAPH_NAME,
     MAX_GRAPH_BYTES,
+    Cache,
     Entry,
     StaleEntry,
     read_entry,
@@ -34,8 +36,9 @@ from weightguard_integrations.onnxruntime.mappings import (
     Mapping,
     accessed_pages,
     forget_accesses,
+    mappings_of,
 )
-from weightguard_integrations.onnxruntime.memory import Form, Memory, Region
+from weightguard_integrations.onnxruntime.memory import Form, Memory, Region, SessionAdapter
 from weightguard_integrations.onnxruntime.options import Recipe
 from weightguard_integrations.onnxruntime.source import FOLDER_ENTRY
 
@@ -67,11 +70,49 @@ def sealed_options(recipe: Recipe, folder: Path) -> ort.SessionOptions:
     return options
 
 
-def locate(
-    model: SealedModel, mappings: Sequence[Mapping], owner: object, generation: int
-) -> Memory:
+class SealedRuntime:
+    """Makes sessions of one sealed model, one after the other, and finds their weights."""
+
+    def __init__(self, model: SealedModel, cache: Cache, recipe: Recipe):
+        self.model = model
+        self._cache, self._recipe = cache, recipe
+        self._mappings: Sequence[Mapping] = ()
+        self._generation = 0
+
+    @contextmanager
+    def making(self) -> Iterator[ort.SessionOptions]:
+        """Yield options to make a session with in the block. Raises StaleEntry."""
+        nested = self.model.entry.nested
+        with self._cache.own_name(self.model.place, copied=nested) as folder:
+            yield sealed_options(self._recipe, folder)
+            self._mappings = mappings_of(folder / DATA_NAME)
+            self._generation += 1
+
+    def proved(self, owner: object, run: Callable[[], object]) -> Memory:
+        """Return the live weights of the session made last, ``owner``, which ``run`` runs.
+
+        Raises StaleEntry where mapped bytes are not those that were sealed.
+        """
+        memory = locate(self.model.entry, self._mappings, owner, self._generation)
+        self.verify(memory)
+        return prove(memory, self._mappings, run)
+
+    def verify(self, memory: Memory) -> None:
+        """Raise StaleEntry where mapped bytes are not those that were sealed."""
+        adapter = SessionAdapter(lambda: memory)
+        for extent in self.model.entry.extents:
+            if extent.name not in memory.regions:
+                continue
+            hasher = blake3()
+            for start in range(0, extent.nbytes, BLOCK_BYTES):
+                stop = min(start + BLOCK_BYTES, extent.nbytes)
+                hasher.update(adapter.read(extent.name, start, stop))
+            if hasher.hexdigest() != extent.digest:
+                raise StaleEntry(f"{extent.name!r:.200} is not what was sealed")
+
+
+def locate(entry: Entry, mappings: Sequence[Mapping], owner: object, generation: int) -> Memory:
     """Return where a session's weights are mapped, and what of them is not."""
-    entry = model.entry
     packed = {extent.source for extent in entry.extents if extent.packed}
     regions, gaps = {}, []
     for extent in entry.extents:
@@ -149,16 +190,3 @@ class SealedFile:
         except OSError:
             return None
         return data if len(data) == ref.nbytes else None
-
-
-def verify_mapped(
-    model: SealedModel, memory: Memory, read: Callable[[str, int, int], memoryview]
-) -> None:
-    """Raise StaleEntry where mapped bytes are not those that were sealed."""
-    for extent in model.entry.extents:
-        if extent.name in memory.regions:
-            hasher = blake3()
-            for start in range(0, extent.nbytes, BLOCK_BYTES):
-                hasher.update(read(extent.name, start, min(start + BLOCK_BYTES, extent.nbytes)))
-            if hasher.hexdigest() != extent.digest:
-                raise StaleEntry(f"{extent.name!r:.200} is not what was sealed")

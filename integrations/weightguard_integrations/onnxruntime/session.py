@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Self
 
 import onnx
 import onnxruntime as ort
 
-from weightguard.audit import ManifestLike
+from weightguard.audit import ManifestLike, opened_manifest
 from weightguard.checkpoint import Checkpoint
 from weightguard.errors import WeightguardError
 from weightguard.finding import Report
@@ -22,15 +21,26 @@ from weightguard.guard import Gap, Guard, Incident, Settings, Status
 from weightguard.guard.ledger import Place
 from weightguard.manifest import Manifest
 from weightguard_integrations.onnxruntime import canary as canaries
-from weightguard_integrations.onnxruntime import inplace, sealed, sealing
+from weightguard_integrations.onnxruntime import sealing
 from weightguard_integrations.onnxruntime.cache import Cache, Entry, StaleEntry, default_folder
 from weightguard_integrations.onnxruntime.canary import Feed
 from weightguard_integrations.onnxruntime.coverage import SessionCoverage, session_coverage
-from weightguard_integrations.onnxruntime.layout import DATA_NAME
-from weightguard_integrations.onnxruntime.mappings import mappings_of
+from weightguard_integrations.onnxruntime.inplace import Buffer
 from weightguard_integrations.onnxruntime.memory import Memory, SessionAdapter
-from weightguard_integrations.onnxruntime.options import CPU, Options, Recipe
-from weightguard_integrations.onnxruntime.sealed import SealedModel
+from weightguard_integrations.onnxruntime.options import (
+    CPU,
+    Mode,
+    Options,
+    Recipe,
+    chosen_mode,
+    required_providers,
+)
+from weightguard_integrations.onnxruntime.sealed import (
+    SealedFile,
+    SealedModel,
+    SealedRuntime,
+    prove,
+)
 from weightguard_integrations.onnxruntime.source import (
     RUNTIME_ERRORS,
     given_external_data,
@@ -42,12 +52,8 @@ from weightguard_integrations.onnxruntime.source import (
 )
 from weightguard_integrations.onnxruntime.watch import CanaryWatch
 
-Mode: TypeAlias = Literal["sealed", "inplace", "opaque"]
-
 CANARY_SHARE = 0.01
 """Share of the time that canary runs may take."""
-
-_WHOLE = "all weights"
 
 
 class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
@@ -56,6 +62,7 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
     ``mode``: ``sealed`` (CPU, Linux) runs at full speed from packed weights that are watched where
     they are mapped; ``inplace`` gives the runtime buffers that are watched; ``opaque`` verifies
     the files and relies on the canary. None is sealed where that is possible, else opaque.
+    ``adapter`` is what the guard reads and repairs the live weights through.
     """
 
     def __init__(  # noqa: PLR0913 - onnxruntime's own, and what is guarded how
@@ -86,105 +93,77 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
         if isinstance(path, bytes):
             raise WeightguardError("give a path: the files are verified, not bytes of a graph")
         self._guard: Guard | None = None
+        self._watch: CanaryWatch | None = None
+        self._sealed: SealedRuntime | None = None
         self._closed = False
         self._stack = ExitStack()
-        self._generation = 0
         self._memory = Memory(None)
         self.adapter = SessionAdapter(lambda: self._memory)
         self._recipe = Recipe(sess_options)
-        self._requested = _providers(providers)
-        self.mode: Mode = mode or default_mode(self._requested)
+        self._requested = required_providers(providers)
+        self.mode = chosen_mode(mode, self._requested)
         self._share = canary_share
-        self._watch: CanaryWatch | None = None
-        self._place: SealedModel | None = None
-        self._cache: Cache | None = None
+        self._settings = settings or Settings(name=f"onnxruntime {os.path.basename(path)}")  # noqa: PTH119
         feeds = None if canary is None else canaries.given(canary)
-        try:
-            with _read(manifest) as recorded:
-                if self.mode == "sealed":
-                    self._init_sealed(path, recorded, settings, feeds, cache, variant)
-                else:
-                    self._init_direct(path, recorded, settings, feeds, providers, provider_options)
-        except BaseException:
-            self._stack.close()
-            raise
-        assert self._guard is not None
-        self._guard.start()
+        with opened_manifest(manifest) as recorded:
+            if self.mode == "sealed":
+                place = default_folder() if cache is None else Path(cache)
+                self._load_sealed(path, recorded, feeds, Cache(place), variant)
+            else:
+                self._load_plainly(path, recorded, feeds, provider_options)
+        self.guard.start()
 
     # loading
 
-    def _init_sealed(
+    def _load_sealed(
         self,
         path: str | os.PathLike[str],
         manifest: Manifest | None,
-        settings: Settings | None,
         feeds: tuple[Feed, ...] | None,
-        folder: str | os.PathLike[str] | None,
+        cache: Cache,
         variant: str,
     ) -> None:
-        if self._requested != [CPU] or sys.platform != "linux":
-            raise WeightguardError(
-                "sealed mode is for the CPUExecutionProvider on Linux: use mode='opaque' here"
-            )
-        self._cache = Cache(default_folder() if folder is None else Path(folder))
         order = sealing.order_of(path, manifest, self._recipe, feeds, variant)
 
         def build(work: Path) -> None:
             sealing.fill(order, path, manifest, self._recipe, work)
 
         def load(place: Path) -> None:
-            self._place = SealedModel.read(place, order.key)
+            model = SealedModel.read(place, order.key)
+            self._sealed = SealedRuntime(model, cache, self._recipe)
             try:
-                super(GuardedSession, self).__init__(
-                    self._place.graph, providers=[CPU], enable_fallback=0
-                )
+                super(GuardedSession, self).__init__(model.graph, enable_fallback=0)
             except RUNTIME_ERRORS as error:
                 raise StaleEntry(f"onnxruntime cannot load it: {error!s:.300}") from error
-            self._prove_sealed(manifest, settings)
+            self._guard_sealed(self._sealed, manifest)
 
         try:
-            self._cache.obtain(order.key, build, load)
+            cache.obtain(order.key, build, load)
         except StaleEntry as error:
             raise WeightguardError(
                 f"the sealed model was damaged as soon as it was written: {error}. Check the disk "
                 "and the memory of this machine"
             ) from error
-
         self._note_graph(order.graph, manifest)
 
-    def _note_graph(self, graph_sha256: str, manifest: Manifest | None) -> None:
-        doubt = graph_doubt(graph_sha256, manifest)
-        if doubt is not None:
-            self.guard.report_incident(Place("graph", aspect="attestation"), doubt)
-
-    def _prove_sealed(self, manifest: Manifest | None, settings: Settings | None) -> None:
+    def _guard_sealed(self, runtime: SealedRuntime, manifest: Manifest | None) -> None:
         """Show that what is mapped is what was sealed and what runs, and guard it."""
-        assert self._place is not None
-        model = self._place
+        model = runtime.model
         watch = self._watched(model.feeds, model.entry.outputs)
-        sealed.verify_mapped(model, self._memory, self.adapter.read)
         deviations: list[str | None] = []
-        self._memory = sealed.prove(
-            self._memory, self._mappings, lambda: deviations.append(watch.deviation())
-        )
+        self._memory = runtime.proved(self._sess, lambda: deviations.append(watch.deviation()))
         if deviations != [None]:
             raise StaleEntry(f"its canary deviates: {deviations[0]}")
-        guard = Guard(self.adapter, manifest, _named(settings), golden=sealed.SealedFile(model))
+        guard = Guard(self.adapter, manifest, self._settings, golden=SealedFile(model))
         # what became the baseline is what was sealed, unless it changed in between
-        sealed.verify_mapped(model, self._memory, self.adapter.read)
+        runtime.verify(self._memory)
         self._guard = guard
 
-    def _watched(self, feeds: Sequence[Feed], outputs: tuple[str, ...]) -> CanaryWatch:
-        self._watch = CanaryWatch(self._run_plainly, feeds, outputs, self._share)
-        return self._watch
-
-    def _init_direct(
+    def _load_plainly(
         self,
         path: str | os.PathLike[str],
         manifest: Manifest | None,
-        settings: Settings | None,
         feeds: tuple[Feed, ...] | None,
-        providers: Sequence[Any] | None,
         provider_options: Sequence[dict[Any, Any]] | None,
     ) -> None:
         """Load from private copies of the files, verified first."""
@@ -193,59 +172,48 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
             graph = graph_bytes(checkpoint)
             model = onnx.ModelProto.FromString(graph)
             options = self._recipe.fresh()
-            gap = Gap(_WHOLE, "unreachable", checkpoint.nbytes, "opaque mode: by canary alone")
-            self._memory = Memory(None, {}, (gap,))
             buffer = self._buffer(checkpoint, model) if self.mode == "inplace" else None
             if buffer is not None:
                 buffer.give(options)
             with given_external_data(checkpoint, options), readable_failure():
                 super().__init__(
-                    graph, options, providers or [CPU], provider_options, enable_fallback=0
+                    graph, options, self._requested, provider_options, enable_fallback=0
                 )
             run = self._run_plainly
             chosen = feeds or canaries.chosen(run, self.get_inputs(), model)
             watch = self._watched(chosen, canaries.stable(run, chosen))
-            if buffer is not None:
+            if buffer is None:
+                self._memory = Memory(None, {}, (_opaque(checkpoint),))
+            else:
                 memory = buffer.memory(checkpoint, self._sess)
-                self._memory = sealed.prove(memory, [buffer.mapping()], watch.deviation)
+                self._memory = prove(memory, [buffer.mapping()], watch.deviation)
             # an opaque session has no live tensors that a manifest could be compared with
             attesting = manifest if buffer is not None else None
-            self._guard = Guard(self.adapter, attesting, _named(settings), golden=buffer)
+            self._guard = Guard(self.adapter, attesting, self._settings, golden=buffer)
             self._note_graph(hashlib.sha256(graph).hexdigest(), manifest)
 
-    def _buffer(self, checkpoint: Checkpoint, model: onnx.ModelProto) -> inplace.Buffer:
-        if sys.platform != "linux":
-            raise WeightguardError("inplace mode is for Linux: use mode='opaque' here")
-        buffer = inplace.Buffer(checkpoint, model)
+    def _buffer(self, checkpoint: Checkpoint, model: onnx.ModelProto) -> Buffer:
+        buffer = Buffer(checkpoint, model)
         self._stack.callback(buffer.close)
         return buffer
 
+    def _watched(self, feeds: Sequence[Feed], outputs: tuple[str, ...]) -> CanaryWatch:
+        self._watch = CanaryWatch(self._run_plainly, feeds, outputs, self._share)
+        return self._watch
+
+    def _note_graph(self, graph_sha256: str, manifest: Manifest | None) -> None:
+        doubt = graph_doubt(graph_sha256, manifest)
+        if doubt is not None:
+            self.guard.report_incident(Place("graph", aspect="attestation"), doubt)
+
     def _create_inference_session(self, providers: Any, options: Any, disabled: Any = None) -> None:
         """Create the runtime's session, now and whenever it is rebuilt. Overrides onnxruntime's."""
-        if self._place is None:
+        if self._sealed is None:
             super()._create_inference_session(providers, options, disabled)
-        else:
-            assert self._cache is not None
-            model = self._place
-            with self._cache.own_name(model.place, copied=model.entry.nested) as folder:
-                self._sess_options = sealed.sealed_options(self._recipe, folder)
-                super()._create_inference_session([CPU], None, disabled)
-                self._mappings = mappings_of(folder / DATA_NAME)
-        self._generation += 1
-        if self._place is not None:
-            self._memory = sealed.locate(self._place, self._mappings, self._sess, self._generation)
-            if self._guard is not None:
-                self._prove_rebuilt(self._place)
-
-    def _prove_rebuilt(self, model: SealedModel) -> None:
-        try:
-            sealed.verify_mapped(model, self._memory, self.adapter.read)
-        except StaleEntry as error:
-            raise WeightguardError(
-                f"the sealed model changed since it was loaded: {error}. Make a new session"
-            ) from error
-        assert self._watch is not None
-        self._memory = sealed.prove(self._memory, self._mappings, self._watch.deviation)
+            return
+        with self._sealed.making() as own:
+            self._sess_options = own
+            super()._create_inference_session([CPU], None, disabled)
 
     # running
 
@@ -284,7 +252,7 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
         self, providers: Sequence[Any] | None = None, provider_options: Any = None
     ) -> None:
         """Build the runtime's session again, with the providers that it has; see ``rebuild``."""
-        if _providers(providers) != self._requested:
+        if required_providers(providers) != self._requested:
             raise WeightguardError(
                 "a guarded session keeps the providers it was verified with: make a new one"
             )
@@ -296,9 +264,16 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
         Raises WeightguardError for a session that is not sealed: what it was verified from is not
         kept.
         """
-        if self._place is None:
+        if self._sealed is None:
             raise WeightguardError(f"a session in {self.mode} mode is not rebuilt: make a new one")
-        self._create_inference_session([CPU], None)
+        _, watch = self._loaded()
+        try:
+            self._create_inference_session([CPU], None)
+            self._memory = self._sealed.proved(self._sess, watch.deviation)
+        except StaleEntry as error:
+            raise WeightguardError(
+                f"the sealed model changed since it was loaded: {error}. Make a new session"
+            ) from error
 
     def _guarded(self, run: Callable[..., Any], *arguments: Any) -> Any:
         if self._closed:
@@ -352,7 +327,7 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
     @property
     def chain(self) -> Entry | None:
         """What was sealed, of what, and how that was shown; None in other modes."""
-        return None if self._place is None else self._place.entry
+        return None if self._sealed is None else self._sealed.model.entry
 
     def coverage(self) -> SessionCoverage:
         """Return how many live bytes are watched, in what form, and how many are not."""
@@ -385,37 +360,5 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
         return self._guard, self._watch
 
 
-def default_mode(providers: Sequence[Any]) -> Mode:
-    """Return the mode for providers on this system."""
-    return "sealed" if list(providers) == [CPU] and sys.platform == "linux" else "opaque"
-
-
-def _providers(providers: Sequence[Any] | None) -> list[Any]:
-    """Return the providers asked for; raises WeightguardError for one that is missing.
-
-    onnxruntime itself would go on with others.
-    """
-    if not providers:
-        return [CPU]
-    available = ort.get_available_providers()
-    names = [entry[0] if isinstance(entry, tuple) else entry for entry in providers]
-    missing = [name for name in names if name not in available]
-    if missing:
-        raise WeightguardError(
-            f"onnxruntime has no {missing[0]!r:.100} here: install the package that has it, or "
-            f"choose of {', '.join(available)}"
-        )
-    return list(providers)
-
-
-def _named(settings: Settings | None) -> Settings:
-    return settings or Settings(name="onnxruntime session")
-
-
-@contextmanager
-def _read(manifest: ManifestLike | None) -> Iterator[Manifest | None]:
-    if manifest is None or isinstance(manifest, Manifest):
-        yield manifest
-        return
-    with Manifest.read(manifest) as opened:
-        yield opened
+def _opaque(checkpoint: Checkpoint) -> Gap:
+    return Gap("all weights", "unreachable", checkpoint.nbytes, "an opaque session: see the canary")

@@ -79,7 +79,8 @@ def test_reads_show_page_by_page(load: Callable[..., GuardedSession]) -> None:
     regions = session._memory.regions
 
     def read(choice: bool) -> set[str]:
-        forget_accesses(session._mappings)
+        assert session._sealed is not None
+        forget_accesses(session._sealed._mappings)
         session.run(None, {"ids": np.arange(2), "choice": np.array(choice)})
         return {
             name.split("/")[-1].split("@")[0]

@@ -162,6 +162,29 @@ def test_sealed_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (tmp_path / "weightguard" / "onnxruntime").is_dir()
 
 
+def test_an_unknown_mode_is_refused(sealed: Callable[..., GuardedSession], tmp_path: Path) -> None:
+    with pytest.raises(WeightguardError, match="choose of sealed, inplace, opaque"):
+        GuardedSession(tmp_path / "model" / "model.onnx", mode="seald")  # type: ignore[arg-type]
+
+
+def test_a_sealed_model_that_changed_is_not_rebuilt(
+    sealed: Callable[..., GuardedSession], tmp_path: Path
+) -> None:
+    session = sealed()
+    expected = session.run(None, X)[0]
+    (data,) = (tmp_path / "cache").glob("*/weights.data")
+    copy = data.read_bytes()
+    data.unlink()
+    data.write_bytes(copy[:100] + b"\x55" * 8 + copy[108:])
+    data.chmod(0o600)
+    with pytest.raises(WeightguardError, match="changed since it was loaded"):
+        session.rebuild()
+    data.unlink()
+    with pytest.raises(WeightguardError, match="changed since it was loaded"):
+        session.rebuild()
+    assert expected is not None
+
+
 def test_options_are_copied_and_left_alone(sealed: Callable[..., GuardedSession]) -> None:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
