@@ -17,7 +17,7 @@ from weightguard.audit import ManifestLike, opened_manifest
 from weightguard.checkpoint import Checkpoint
 from weightguard.errors import WeightguardError
 from weightguard.finding import Report
-from weightguard.guard import Gap, Guard, Incident, Settings, Status
+from weightguard.guard import Gap, Guard, Incident, Settings, Status, forks
 from weightguard.guard.ledger import Place
 from weightguard.manifest import Manifest
 from weightguard_integrations.onnxruntime import canary as canaries
@@ -54,6 +54,8 @@ from weightguard_integrations.onnxruntime.watch import CanaryWatch
 
 CANARY_SHARE = 0.01
 """Share of the time that canary runs may take."""
+
+_KEPT_IN_CHILD: list[object] = []
 
 
 class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
@@ -112,6 +114,7 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
             else:
                 self._load_plainly(path, recorded, feeds, provider_options)
         self.guard.start()
+        forks.watch(self)
 
     # loading
 
@@ -350,6 +353,10 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def after_fork(self) -> None:
+        """In a forked child: keep the runtime's session, whose end would wait for lost threads."""
+        _KEPT_IN_CHILD.append(self._sess)
 
     def __reduce__(self) -> str:
         raise TypeError("a guarded session holds on to live memory: make one in each process")

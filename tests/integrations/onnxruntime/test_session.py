@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import pickle
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +147,29 @@ def test_a_closed_session_runs_unguarded(session: GuardedSession) -> None:
     session.close()
 
 
+def test_a_forked_child_may_let_go_of_a_session(sealed: Callable[..., GuardedSession]) -> None:
+    """onnxruntime waits for the threads of a session that ends, and a child has not got them."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 3
+    session = sealed(sess_options=options)
+    session.run(None, X)
+    child = os.fork()
+    if child == 0:
+        del session
+        gc.collect()
+        os._exit(0)
+    for _ in range(500):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        threading.Event().wait(0.02)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the child hangs")
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
 def test_it_is_not_pickled(session: GuardedSession) -> None:
     with pytest.raises(TypeError, match="in each process"):
         pickle.dumps(session)
@@ -171,18 +197,16 @@ def test_a_sealed_model_that_changed_is_not_rebuilt(
     sealed: Callable[..., GuardedSession], tmp_path: Path
 ) -> None:
     session = sealed()
-    expected = session.run(None, X)[0]
     (data,) = (tmp_path / "cache").glob("*/weights.data")
-    copy = data.read_bytes()
+    nbytes = data.stat().st_size
     data.unlink()
-    data.write_bytes(copy[:100] + b"\x55" * 8 + copy[108:])
+    data.write_bytes(b"\x55" * nbytes)
     data.chmod(0o600)
     with pytest.raises(WeightguardError, match="changed since it was loaded"):
         session.rebuild()
     data.unlink()
     with pytest.raises(WeightguardError, match="changed since it was loaded"):
         session.rebuild()
-    assert expected is not None
 
 
 def test_options_are_copied_and_left_alone(sealed: Callable[..., GuardedSession]) -> None:
