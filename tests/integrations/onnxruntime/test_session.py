@@ -153,6 +153,7 @@ def test_a_forked_child_may_let_go_of_a_session(sealed: Callable[..., GuardedSes
     options.intra_op_num_threads = 3
     session = sealed(sess_options=options)
     session.run(None, X)
+    threading.Event().wait(0.3)  # until the threads have stopped spinning and wait
     child = os.fork()
     if child == 0:
         del session
