@@ -73,7 +73,7 @@ def require_sound(checkpoint: Checkpoint, manifest: Manifest | None) -> Report:
 
 def digests_of(checkpoint: Checkpoint) -> dict[str, FileRecord]:
     """Return size and SHA-256 of the graph file and of each file of external data."""
-    return file_digests(checkpoint, None, Meter(0, None))
+    return file_digests(checkpoint.files, None, Meter(0, None))
 
 
 def identity_of(digests: dict[str, FileRecord]) -> str:
