@@ -17,6 +17,7 @@ import numpy as np
 from weightguard.errors import WeightguardError
 
 PAGE = mmap.PAGESIZE
+PAGEMAP = Path("/proc/self/pagemap")
 
 _MADV_DONTNEED = 4
 _PRESENT = np.uint64(1) << np.uint64(63)
@@ -74,12 +75,12 @@ def accessed_pages(address: int, nbytes: int) -> int:
     """
     first, last = address // PAGE, (address + nbytes - 1) // PAGE
     try:
-        with Path("/proc/self/pagemap").open("rb", buffering=0) as file:
+        with PAGEMAP.open("rb", buffering=0) as file:
             file.seek(first * _ENTRY_BYTES)
             entries = file.read((last - first + 1) * _ENTRY_BYTES)
     except OSError as error:
         raise WeightguardError(
             f"/proc/self/pagemap cannot be read ({error.strerror}), so it cannot be shown that "
-            "the sealed weights are the ones that run: use mode='inplace' or mode='opaque'"
+            "the watched weights are the ones that run: use mode='opaque'"
         ) from error
     return int(np.count_nonzero(np.frombuffer(entries, np.uint64) & _PRESENT))

@@ -107,12 +107,14 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
         self._share = canary_share
         self._settings = settings or Settings(name=f"onnxruntime {os.path.basename(path)}")  # noqa: PTH119
         feeds = None if canary is None else canaries.given(canary)
-        with opened_manifest(manifest) as recorded:
+        with ExitStack() as failing, opened_manifest(manifest) as recorded:
+            failing.push(self._stack)
             if self.mode == "sealed":
                 place = default_folder() if cache is None else Path(cache)
                 self._load_sealed(path, recorded, feeds, Cache(place), variant)
             else:
                 self._load_plainly(path, recorded, feeds, provider_options)
+            failing.pop_all()
         self.guard.start()
         forks.watch(self)
 
