@@ -94,6 +94,7 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
         """
         if isinstance(path, bytes):
             raise WeightguardError("give a path: the files are verified, not bytes of a graph")
+        forks.watch(self)
         self._guard: Guard | None = None
         self._watch: CanaryWatch | None = None
         self._sealed: SealedRuntime | None = None
@@ -116,7 +117,6 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
                 self._load_plainly(path, recorded, feeds, provider_options)
             failing.pop_all()
         self.guard.start()
-        forks.watch(self)
 
     # loading
 
@@ -358,7 +358,7 @@ class GuardedSession(ort.InferenceSession):  # type: ignore[misc]
 
     def after_fork(self) -> None:
         """In a forked child: keep the runtime's session, whose end would wait for lost threads."""
-        _KEPT_IN_CHILD.append(self._sess)
+        _KEPT_IN_CHILD.append(getattr(self, "_sess", None))
 
     def __reduce__(self) -> str:
         raise TypeError("a guarded session holds on to live memory: make one in each process")
