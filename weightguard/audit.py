@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from weightguard.checkpoint import open_checkpoint
+from weightguard.checkpoint import Checkpoint, open_checkpoint
 from weightguard.errors import CheckpointError, WeightguardError
 from weightguard.examination import Examination, report_of
 from weightguard.finding import Report
@@ -47,7 +47,7 @@ def audit(
             f"the selected rules compare with a manifest ({', '.join(sorted(selection.codes))}), "
             "and none is given: nothing would be checked."
         )
-    with _opened(manifest) as recorded:
+    with opened_manifest(manifest) as recorded:
         return _examine(Path(path), recorded, selection, file_digests, threads, progress)
 
 
@@ -63,14 +63,30 @@ def verify(
     File digests are compared when the manifest holds them. Raises ManifestError.
     """
     selection = Selection.of(["WG1", *COMPARING])
-    with _opened(manifest) as recorded:
+    with opened_manifest(manifest) as recorded:
         assert recorded is not None
         whole_files = bool(recorded.document.files)
         return _examine(Path(path), recorded, selection, whole_files, threads, progress)
 
 
+def verify_opened(
+    checkpoint: Checkpoint, manifest: Manifest | None, *, threads: int | None = None
+) -> Report:
+    """Return how a checkpoint that is open, and stays so, differs from a manifest, as ``verify``.
+
+    Without a manifest, what its structure and its own checksums tell. Always through the
+    descriptors that it holds: what is loaded from them afterwards is what was verified.
+    """
+    selection = Selection.of(["WG1", *COMPARING] if manifest else ["WG1"])
+    whole_files = manifest is not None and bool(manifest.document.files)
+    return _examine_opened(
+        checkpoint.path, checkpoint, manifest, selection, whole_files, threads, None
+    )
+
+
 @contextlib.contextmanager
-def _opened(manifest: ManifestLike | None) -> Iterator[Manifest | None]:
+def opened_manifest(manifest: ManifestLike | None) -> Iterator[Manifest | None]:
+    """Yield a manifest, opened and closed where it is given by its path."""
     if manifest is None or isinstance(manifest, Manifest):
         yield manifest
         return
@@ -91,11 +107,25 @@ def _examine(
     except CheckpointError as error:
         return report_of(path, None, [error.finding], {}, complete=False)
     with checkpoint:
-        examination = Examination(checkpoint, manifest, selection, whole_files, threads)
-        try:
-            findings = examination.run(progress)
-        except CheckpointError as error:
-            found = [*selection.keep(checkpoint.findings), error.finding]
-            return report_of(path, checkpoint, found, examination.ranges, complete=False)
-        report = report_of(path, checkpoint, findings, examination.ranges, complete=True)
-        return msgspec.structs.replace(report, salience=examination.salience)
+        return _examine_opened(
+            path, checkpoint, manifest, selection, whole_files, threads, progress
+        )
+
+
+def _examine_opened(
+    path: Path,
+    checkpoint: Checkpoint,
+    manifest: Manifest | None,
+    selection: Selection,
+    whole_files: bool,
+    threads: int | None,
+    progress: Progress | None,
+) -> Report:
+    examination = Examination(checkpoint, manifest, selection, whole_files, threads)
+    try:
+        findings = examination.run(progress)
+    except CheckpointError as error:
+        found = [*selection.keep(checkpoint.findings), error.finding]
+        return report_of(path, checkpoint, found, examination.ranges, complete=False)
+    report = report_of(path, checkpoint, findings, examination.ranges, complete=True)
+    return msgspec.structs.replace(report, salience=examination.salience)

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 
 from weightguard.checkpoint.names import shown
+from weightguard.checkpoint.private import private_copy
 from weightguard.errors import CheckpointError, WeightguardError, malformed
 
 
@@ -36,6 +37,19 @@ class CheckpointFile:
         file._fd = os.dup(descriptor)
         file.size = os.fstat(file._fd).st_size
         return file
+
+    def copy_privately(self) -> None:
+        """Read from a private copy from now on: what happens to the file shows no more.
+
+        Raises CheckpointError where the file ends early, WeightguardError where memory does.
+        """
+        copy = private_copy(self.name, self.size, self.read_into)
+        os.close(self._fd)
+        self._fd = copy
+
+    def fileno(self) -> int:
+        """Return the descriptor that is read; it is this object's to close."""
+        return self._fd
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` with the bytes from ``offset`` on; CheckpointError where they end."""
@@ -110,13 +124,15 @@ class Folder:
     """The folder that a checkpoint may read from; every name is resolved inside it.
 
     ``blobs`` is the sibling folder of a Hugging Face cache snapshot, the only place outside
-    that a link may lead to.
+    that a link may lead to. ``private``: files are copied before the first of their bytes is
+    used, so that all that is ever learned of one is learned of the same bytes.
     """
 
     root: Path
     blobs: Path | None = None
     listed: tuple[str, ...] | None = None
     """The names in a folder that cannot be listed by its path."""
+    private: bool = False
     _opened: list[CheckpointFile] = field(default_factory=list)
 
     def open(self, name: str) -> CheckpointFile:
@@ -126,8 +142,7 @@ class Folder:
         no regular file.
         """
         real = self.resolve(name)
-        opened = CheckpointFile(real, name)
-        self._opened.append(opened)
+        opened = self._take(real, name)
         # a folder on the way may have become a link in between
         if self.resolve(name) != real:
             raise _swapped(name)
@@ -148,8 +163,13 @@ class Folder:
             real = path.resolve(strict=True)
         except (OSError, RuntimeError, ValueError) as error:
             raise _unopened(path.name, error, "Check the path.") from error
-        opened = CheckpointFile(real, path.name)
+        return self._take(real, path.name)
+
+    def _take(self, real: Path, name: str) -> CheckpointFile:
+        opened = CheckpointFile(real, name)
         self._opened.append(opened)
+        if self.private:
+            opened.copy_privately()
         return opened
 
     def resolve(self, name: str) -> Path:

@@ -25,19 +25,21 @@ MAX_SUGGESTED = 8
 """Folders that a remedy names."""
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike[str], *, private: bool = False) -> Checkpoint:
     """Open the checkpoint at ``path``: a file, a shard index, or a folder.
 
     Formats are recognised by content, and only headers are read. Of a folder one checkpoint is
     opened: that of its index, else its safetensors, PyTorch, GGUF or ONNX files, in this order;
     other weight files and pickles are named as ``beside`` it. ``path`` itself may be a link to
-    anywhere, what lies beside it may not. Raises CheckpointError when the checkpoint cannot be
-    read; lesser contradictions become its findings.
+    anywhere, what lies beside it may not. ``private`` reads every file once, into a copy that
+    nobody else can change, for whoever goes on to load what was verified. Raises CheckpointError
+    when the checkpoint cannot be read; lesser contradictions become its findings.
     """
     path = Path(path)
     is_folder = _is_folder(path)
     root = path if is_folder else path.parent
-    return open_in(Folder(root, blobs_of(root)), path, named=not is_folder)
+    folder = Folder(root, blobs_of(root), private=private)
+    return open_in(folder, path, named=not is_folder)
 
 
 def open_in(folder: Folder, path: Path, *, named: bool) -> Checkpoint:

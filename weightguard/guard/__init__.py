@@ -1,6 +1,7 @@
 """The guard: keeps a live model equal to what was attested when it was loaded."""
 
 from weightguard.guard.adapter import (
+    Accounting,
     Adapter,
     AdapterError,
     Attachable,
@@ -22,6 +23,7 @@ from weightguard.guard.settings import Pinned, Settings, Status, Surroundings
 from weightguard.guard.state import Event, State
 
 __all__ = [
+    "Accounting",
     "Adapter",
     "AdapterError",
     "Attachable",

@@ -132,3 +132,19 @@ class Incomplete(Protocol):
     def gaps(self) -> Sequence[Gap]:
         """Return what of the model's weights ``tensors`` does not cover, or not where it runs."""
         ...
+
+
+@runtime_checkable
+class Accounting(Protocol):
+    """An adapter of a runtime that makes other bytes of the attested ones before it uses them.
+
+    It has verified the whole of what it was made from by then: what the manifest attests need not
+    be in live tensors of its own, since it may be fused with others or folded away.
+    """
+
+    def account(self, name: str) -> str | None:
+        """Return how the bytes of a live tensor follow from attested ones, None if they equal one.
+
+        Said only of what was checked: the guard calls such a tensor ``transformed``.
+        """
+        ...

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from weightguard.compare import Observed, TensorComparison
 from weightguard.errors import CheckpointError, WeightguardError
 from weightguard.finding import Finding, finding
-from weightguard.guard.adapter import Adapter, LiveTensor
+from weightguard.guard.adapter import Accounting, Adapter, LiveTensor
 from weightguard.guard.baseline import Baseline, BaselineBuilder, Key, TensorBaseline
 from weightguard.guard.casts import CASTS, undone
 from weightguard.guard.incident import UNATTESTED
@@ -127,7 +127,8 @@ def seal(
     entries = [entry for entry, _ in sealed]
     findings = [found for _, deviations in sealed for found in deviations]
     deviating = {found.location.tensor for found in findings}
-    findings += _missing(vouchers, entries)
+    if not isinstance(adapter, Accounting):
+        findings += _missing(vouchers, entries)
     findings += _unattested([e for e in entries if e.tensor.name not in deviating], vouchers)
     return Sealed(Baseline.of(entries), tuple(findings))
 
@@ -151,6 +152,9 @@ def _seal_tensor(
             return builder.finish("transformed", how, name), []
     if record is None or digests.get((record.dtype, record.shape)) != record.digest:
         by_content = vouchers.with_content(digests.values())
+        account = _account(adapter, tensor, vouchers)
+        if by_content is None and account is not None:
+            return builder.finish("transformed", account, name), []
         deviations = [] if record is None else list(_deviation(adapter, tensor, name, vouchers))
         if by_content is None or deviations:
             how = "as it was found" if record is None else _why_not(tensor, record)
@@ -159,6 +163,12 @@ def _seal_tensor(
     attested = (record.dtype, record.shape) == (tensor.dtype.name, tensor.shape)
     how = "equal bytes" if attested else _transformation(tensor, record)
     return builder.finish("attested" if attested else "transformed", how, name), []
+
+
+def _account(adapter: Adapter, tensor: LiveTensor, vouchers: Vouchers) -> str | None:
+    if vouchers.manifest is None or not isinstance(adapter, Accounting):
+        return None
+    return adapter.account(tensor.name)
 
 
 def live_blocks(adapter: Adapter, tensor: LiveTensor) -> Iterable[NDArray[np.uint8]]:

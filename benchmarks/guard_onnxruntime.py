@@ -1,0 +1,191 @@
+"""What guarding an ONNX Runtime session costs, and what its canary alone would find.
+
+    python benchmarks/guard_onnxruntime.py [--quick]
+
+Runs of guarded and plain sessions alternate, one thread each; a ratio is that of the CPU time of
+all threads of the process over one pair, and of pairs the median is shown. The noise floor is the
+same ratio for two plain sessions: what differs by less is not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from tests.integrations.onnxruntime.real_onnx import REAL
+from weightguard import Manifest, fingerprint
+from weightguard.guard import LiveTensor, Settings
+from weightguard_integrations.onnxruntime import GuardedSession
+from weightguard_integrations.onnxruntime.canary import Feed
+
+STEP_BYTES = 256 << 10
+QUIET = Settings(on_incident=())
+BITS = {"bits 31-8 of a word": (8, 32), "bits 7-0 of a word": (0, 8)}
+
+
+def options(*, packing: bool = True) -> ort.SessionOptions:
+    made = ort.SessionOptions()
+    made.intra_op_num_threads = 1
+    made.log_severity_level = 3
+    if not packing:
+        made.add_session_config_entry("session.disable_prepacking", "1")
+    return made
+
+
+def paired(a: Callable[[], object], b: Callable[[], object], pairs: int) -> tuple[float, float]:
+    """Return the median ratio of a's CPU time to b's, and half the spread of its middle half."""
+    for function in (a, b):
+        function()
+    count = max(1, round(0.02 / max(cpu(b, 3) / 3, 1e-6)))
+    ratios = []
+    for pair in range(pairs):
+        if pair % 2:
+            second, first = cpu(b, count), cpu(a, count)
+        else:
+            first, second = cpu(a, count), cpu(b, count)
+        ratios.append(first / second)
+    quarters = statistics.quantiles(ratios, n=4)
+    return statistics.median(ratios), (quarters[2] - quarters[0]) / 2
+
+
+def cpu(function: Callable[[], object], count: int) -> float:
+    began = time.process_time()
+    for _ in range(count):
+        function()
+    return time.process_time() - began
+
+
+def seconds(function: Callable[[], object], times: int = 3) -> float:
+    """Return the least wall time of several calls."""
+    best = float("inf")
+    for _ in range(times):
+        began = time.perf_counter()
+        held = function()
+        best = min(best, time.perf_counter() - began)
+        if isinstance(held, GuardedSession):
+            held.close()
+    return best
+
+
+def request(session: GuardedSession) -> Feed:
+    watch = session._watch
+    assert watch is not None
+    return watch._feeds[0]
+
+
+def costs(path: Path, cache: str, manifest: Manifest, pairs: int) -> None:
+    plain, twin = (
+        ort.InferenceSession(path, options(), providers=["CPUExecutionProvider"]) for _ in "12"
+    )
+
+    def guarded(**more: object) -> GuardedSession:
+        settings = {"mode": "sealed", "cache": cache, "manifest": manifest, "settings": QUIET}
+        return GuardedSession(path, **{"sess_options": options(), **settings, **more})  # type: ignore[arg-type]
+
+    bare = guarded(canary_share=0)
+    feed = request(bare)
+    each = cpu(lambda: plain.run(None, feed), 20) / 20
+    print(f"    one run of the plain session: {1e3 * each:.2f} ms")
+    stepping = Settings(on_incident=(), step_bytes=STEP_BYTES)
+    cases = {
+        "plain again (noise floor)": twin,
+        "sealed, no checks": bare,
+        "sealed, canary at 1 %": guarded(),
+        f"sealed, canary, {STEP_BYTES >> 10} KiB a run": guarded(settings=stepping),
+        "in place, packing on": guarded(mode="inplace", canary_share=0),
+        "in place, packing off": guarded(
+            mode="inplace", canary_share=0, sess_options=options(packing=False)
+        ),
+    }
+    for name, session in cases.items():
+        ratio, spread = paired(
+            lambda s=session: s.run(None, feed), lambda: plain.run(None, feed), pairs
+        )
+        print(f"    {name:32s} {ratio:6.3f} +- {spread:.3f} of the plain session's CPU time")
+    load_times(path, cache, manifest)
+    nbytes = bare.coverage().guard.covered
+    spent = min(cpu(lambda: bare.guard.scrub(nbytes), 1) for _ in range(5))
+    rate = nbytes / spent / 1e9
+    print(f"    a pass over {nbytes / 1e6:.1f} MB: {1e3 * spent:.1f} ms, {rate:.1f} GB/s")
+
+
+def load_times(path: Path, cache: str, manifest: Manifest) -> None:
+    plain = seconds(lambda: ort.InferenceSession(path, options()))
+    sealed = seconds(
+        lambda: GuardedSession(
+            path, options(), mode="sealed", cache=cache, manifest=manifest, settings=QUIET
+        )
+    )
+
+    def first() -> GuardedSession:
+        with tempfile.TemporaryDirectory() as fresh:
+            return GuardedSession(
+                path, options(), mode="sealed", cache=fresh, manifest=manifest, settings=QUIET
+            )
+
+    print(
+        f"    load: plain {plain:.3f} s; sealed and verified {sealed:.3f} s; "
+        f"the first time, with sealing, {seconds(first, 1):.3f} s"
+    )
+
+
+def canary_alone(path: Path, cache: str, flips: int) -> None:
+    """Flip bits of live weights and see whether the canary answers differently."""
+    session = GuardedSession(
+        path, options(), mode="sealed", cache=cache, canary_share=0, settings=QUIET
+    )
+    regions = session._memory.regions.values()
+    forms = {
+        "packed": [r.tensor for r in regions if r.form == "packed"],
+        "other": [r.tensor for r in regions if r.form == "plain" and r.tensor.dtype.name == "F32"],
+    }
+    for form, tensors in forms.items():
+        for name, bits in BITS.items():
+            seen = sum(seen_by_canary(session, tensors, bits, seed) for seed in range(flips))
+            print(f"    canary alone, {form} weights, {name}: {seen} of {flips} flips found")
+
+
+def seen_by_canary(
+    session: GuardedSession, tensors: list[LiveTensor], bits: tuple[int, int], seed: int
+) -> bool:
+    generator, watch = np.random.default_rng(seed), session._watch
+    assert watch is not None
+    weights = np.array([tensor.nbytes for tensor in tensors], float)
+    tensor = tensors[generator.choice(len(tensors), p=weights / weights.sum())]
+    bit = int(generator.integers(*bits))
+    at = 4 * int(generator.integers(tensor.nbytes // 4)) + bit // 8
+    old = bytes(session.adapter.read(tensor.name, at, at + 1))
+    session.adapter.write(tensor.name, at, bytes([old[0] ^ 1 << bit % 8]))
+    seen = watch.deviation() is not None
+    session.adapter.write(tensor.name, at, old)
+    return seen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer pairs and flips")
+    parser.add_argument("--model", choices=REAL, action="append", help="only these")
+    arguments = parser.parse_args()
+    pairs, flips = (11, 20) if arguments.quick else (51, 150)
+    print(f"onnxruntime {ort.__version__}, {platform.machine()}, one thread, {pairs} pairs")
+    for name in arguments.model or REAL:
+        path = REAL[name]()
+        print(f"  {name}, {path.stat().st_size / 1e6:.1f} MB")
+        with tempfile.TemporaryDirectory() as cache:
+            costs(path, cache, fingerprint(path), pairs)
+            canary_alone(path, cache, flips)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""ONNX Runtime: sessions whose weights are verified at load and while they serve.
+
+``GuardedSession(path, manifest=..., mode=...)`` is an ``onnxruntime.InferenceSession``. Importing
+this package does not import onnxruntime; taking ``GuardedSession`` from it does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from weightguard_integrations.onnxruntime.session import GuardedSession
+
+__all__ = ["GuardedSession"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "GuardedSession":
+        from weightguard_integrations.onnxruntime.session import GuardedSession
+
+        return GuardedSession
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
