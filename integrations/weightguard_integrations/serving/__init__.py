@@ -1,0 +1,10 @@
+"""Serving: a guard's metrics for Prometheus, and its state over HTTP; needs the extra ``serve``.
+
+``GuardCollector(metrics)`` is registered with a Prometheus registry; ``guard_app(guard)`` answers
+probes and scrapes by itself, ``GuardRoutes(app, guard)`` beside the requests of another ASGI app.
+"""
+
+from weightguard_integrations.serving.collector import GuardCollector
+from weightguard_integrations.serving.routes import GuardRoutes, guard_app
+
+__all__ = ["GuardCollector", "GuardRoutes", "guard_app"]
