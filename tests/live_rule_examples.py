@@ -12,6 +12,7 @@ from tests.checkpoints import write_safetensors
 from tests.conformance.arrays import ArrayAdapter, ArrayRuntime
 from weightguard import fingerprint
 from weightguard.guard import Gap, Guard, Settings
+from weightguard.guard.ledger import Place
 from weightguard_integrations.ternary import PackedTernary
 
 Harm = Callable[[ArrayRuntime], object]
@@ -181,11 +182,30 @@ def _packed() -> None:
     matrix.linear(np.ones((2, 96), np.float32), on_fault="repair")
 
 
+def _sentinel() -> None:
+    """A model of one block, whose massive activation goes missing."""
+    import torch
+    from torch import nn
+
+    from weightguard.calibration import LayerBand, MassiveActivation
+    from weightguard_integrations.torch.guarding import sentinel_finding
+    from weightguard_integrations.torch.sentinels import Sentinels
+
+    block = nn.Identity()
+    band = MassiveActivation(5, 0, (LayerBand(0, 300.0, 900.0),))
+    sentinels = Sentinels([block], (band,), (40.0,))
+    block(torch.ones(1, 4, 8))
+    runtime = _runtime()
+    guard = Guard(ArrayAdapter(runtime), settings=Settings(on_incident=("log",)))
+    guard.report_incident(Place(""), sentinel_finding(sentinels.read()))
+
+
 LIVE: dict[str, Callable[[], None]] = {
     "WG901": lambda: _harmed(_flip),
     "WG902": lambda: _harmed(_train),
     "WG903": _update,
     "WG904": lambda: _harmed(_merge),
+    "WG905": _sentinel,
     "WG906": lambda: _canary(None),
     "WG907": lambda: _harmed(_flip),
     "WG908": lambda: _harmed(_overwrite),

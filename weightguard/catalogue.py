@@ -610,6 +610,14 @@ _RULES = (
         "Merge and unmerge adapters inside `with guard.update(...)`.",
     ),
     Rule(
+        "WG905",
+        "sentinel",
+        _ERROR,
+        "An activation of a forward pass left the limits that a sound model keeps to.",
+        "Damaged weights and failing hardware show so, and seldom an unusual prompt.",
+        "See what the check of all weights found; if nothing, calibrate with such prompts.",
+    ),
+    Rule(
         "WG906",
         "canary-mismatch",
         _CRITICAL,

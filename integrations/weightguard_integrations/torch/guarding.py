@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
 from weightguard import IntegrityError, Manifest, WeightguardError
-from weightguard.finding import finding
+from weightguard.calibration import Calibration
+from weightguard.finding import Finding, finding
 from weightguard.guard import (
     GoldenCheckpoint,
     Guard,
@@ -22,12 +24,13 @@ from weightguard.guard import (
     super_weight_pins,
 )
 from weightguard.guard.background import Background
-from weightguard.guard.incident import CANARY, RUNTIME_EXCEPTION
+from weightguard.guard.incident import CANARY, RUNTIME_EXCEPTION, SENTINEL, UNCOVERED
 from weightguard.guard.ledger import Place
 from weightguard.guard.reactions import Reaction
 from weightguard_integrations.torch.live import TorchAdapter, root_of
 from weightguard_integrations.torch.live_canary import LiveCanary
 from weightguard_integrations.torch.quantities import parse_bytes, parse_rate, parse_seconds
+from weightguard_integrations.torch.sentinels import Alarm, Sentinels, find_block_list
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 PathOrManifest: TypeAlias = str | os.PathLike[str] | Manifest
 
 LOGGER = logging.getLogger("weightguard.guard")
+ALARM_PERIOD = 60.0
+"""Seconds in which sentinels have all weights checked once: no prompt shall stall a server."""
 _CANARY = Place("", aspect="canary")
 
 _guards: weakref.WeakKeyDictionary[nn.Module, weakref.ref[TorchGuard]] = weakref.WeakKeyDictionary()
@@ -46,6 +51,7 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
     *,
     scrub: str | int | None = "500MB/s",
     step_budget: str | int = "8MiB",
+    sentinels: bool = True,
     canary: str | float | None = "60s",
     on_incident: Sequence[Reaction] = ("log", "metrics", "repair", "raise"),
     golden: str | os.PathLike[str] | None = None,
@@ -58,8 +64,9 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
     Every parameter and buffer is read once and compared with ``manifest`` (a path or an open
     one), by name, by content, and through casts that lose no bits; without a manifest all are
     trusted as they are found, and an incident says so. ``scrub`` is the rate of the background
-    thread, None for none; ``step_budget`` is checked before each forward pass. ``canary`` is how
-    often the canary of a calibrated manifest runs, beside the requests. ``golden`` is a
+    thread, None for none; ``step_budget`` is checked before each forward pass. With ``sentinels``
+    activations are held to the limits of a calibrated manifest; ``canary`` is how often its
+    canary runs, beside the requests. ``golden`` is a
     checkpoint that damage beyond the residues is repaired from. ``names`` maps names of live
     tensors to the manifest's. Raises WeightguardError for the manifest of another model, and for
     a model that an open guard watches already; ManifestError and CheckpointError for paths that
@@ -84,6 +91,8 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
             calibration = None if read is None else read.document.calibration
             if canary is not None and calibration is not None:
                 made.set_canary(calibration.canary.tokens, parse_seconds(canary))
+            if sentinels and calibration is not None:
+                made.set_sentinels(calibration)
     except BaseException:
         if copy is not None:
             copy.close()
@@ -98,6 +107,8 @@ class TorchGuard(Guard):
 
     golden: GoldenCheckpoint | None = None
     _canary: LiveCanary | None = None
+    _sentinels: Sentinels | None = None
+    _alarmed: float = -ALARM_PERIOD
 
     def set_canary(self, tokens: Sequence[int], period: float) -> None:
         """Record what the model answers ``tokens`` now, and ask again every ``period`` seconds.
@@ -136,6 +147,45 @@ class TorchGuard(Guard):
         self.report_incident(_CANARY, finding(CANARY, message, evidence=evidence))
         return False
 
+    def set_sentinels(self, calibration: Calibration | None) -> None:
+        """Hold activations to the limits of ``calibration``, None for none."""
+        assert isinstance(self.adapter, TorchAdapter)
+        if self._sentinels is not None:
+            self._sentinels.remove()
+            self._sentinels = None
+        if calibration is None:
+            return
+        count = len(calibration.activation_bounds)
+        blocks = find_block_list(self.adapter.root, count)
+        if blocks is None:
+            message = f"no list of {count} blocks was found, so their activations are not watched"
+            self._react([self._casebook.note(finding(UNCOVERED, message))])
+        else:
+            self._sentinels = Sentinels(
+                blocks, calibration.massive_activations, calibration.activation_bounds
+            )
+
+    def step(self) -> None:
+        """Check what one forward pass pays for, and what the one before it left. See Guard."""
+        if not self._closed:
+            self.read_sentinels()
+        super().step()
+
+    def read_sentinels(self) -> bool:
+        """Return whether all activations since the last alarm were within their limits.
+
+        Where they were not, WG905 says so, and all weights are checked, once a minute at most.
+        """
+        with self._gate.check() as let_in:
+            alarms = self._sentinels.read() if let_in and self._sentinels is not None else []
+        if not alarms:
+            return True
+        self._react([self._casebook.note(sentinel_finding(alarms))])
+        if time.monotonic() - self._alarmed >= ALARM_PERIOD:
+            self._alarmed = time.monotonic()
+            self.check()
+        return False
+
     def pin_super_weights(self, manifest: Manifest | None) -> None:
         """Compare the exact bits of the manifest's super weights before each forward pass."""
         if manifest is not None:
@@ -163,13 +213,28 @@ class TorchGuard(Guard):
             with super().update(read, names):
                 yield
             self.pin_super_weights(read)
+            if self._sentinels is not None:
+                self.set_sentinels(None if read is None else read.document.calibration)
 
     def close(self) -> None:
         """Stop guarding; what was found can still be asked for."""
         super().close()
+        self.set_sentinels(None)
         if self.golden is not None:
             self.golden.close()
             self.golden = None
+
+
+def sentinel_finding(alarms: Sequence[Alarm]) -> Finding:
+    """Return the finding of one reading of the sentinels; the first block is where it began."""
+    layer, channel, value, low, high = alarms[0]
+    what = "a channel" if channel is None else f"channel {channel}"
+    message = (
+        f"after block {layer} {what} reached {value:.4g}, outside of {low:.4g} to {high:.4g}; "
+        f"{len(alarms)} limits were left"
+    )
+    evidence = {"layer": layer, "channel": channel, "value": repr(value), "limits": [low, high]}
+    return finding(SENTINEL, message, evidence=evidence)
 
 
 @contextmanager

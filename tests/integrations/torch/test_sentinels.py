@@ -1,0 +1,132 @@
+"""Sentinels: silent on sound forward passes, and heard a step after one that left its limits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from tests.integrations.torch.test_guard import codes
+from tests.integrations.torch.tiny_models import llama
+from weightguard import Manifest, fingerprint
+from weightguard.calibration import LayerBand, MassiveActivation
+from weightguard.guard import State
+from weightguard_integrations.torch import TorchGuard, calibrate, guard
+from weightguard_integrations.torch.sentinels import Sentinels
+
+MASSIVE = MassiveActivation(2, 0, (LayerBand(0, -900.0, -300.0),))
+TOKENS = torch.arange(12)[None]
+
+
+def watched() -> tuple[nn.Module, Sentinels]:
+    block = nn.Identity()
+    return block, Sentinels([block], (MASSIVE,), (40.0,))
+
+
+def state(value: float, other: float = 1.0, length: int = 3) -> torch.Tensor:
+    made = torch.ones(1, length, 4)
+    made[0, 0, 2], made[0, -1, 1] = value, other
+    return made
+
+
+@pytest.mark.parametrize("value", [-300.0, -600.0, -900.0])
+def test_values_within_their_limits_are_silent(value: float) -> None:
+    block, sentinels = watched()
+    block(state(value, -40.0))
+    assert sentinels.read() == []
+
+
+@pytest.mark.parametrize("value", [-299.0, -901.0, 600.0, 0.0, math.nan, math.inf])
+def test_a_massive_activation_out_of_its_band_is_said_once(value: float) -> None:
+    block, sentinels = watched()
+    block(state(value))
+    (alarm,) = sentinels.read()
+    assert (alarm.layer, alarm.channel) == (0, 2)
+    assert alarm.value == value or math.isnan(value)
+    assert sentinels.read() == []
+
+
+@pytest.mark.parametrize("value", [41.0, -41.0, math.nan, math.inf])
+def test_other_channels_have_a_bound(value: float) -> None:
+    block, sentinels = watched()
+    block(state(-600.0, value))
+    assert [alarm.channel for alarm in sentinels.read()] == [None]
+
+
+def test_bands_hold_at_the_beginning_of_prompts_only() -> None:
+    block, sentinels = watched()
+    handle = block.register_forward_pre_hook(lambda *_: None)
+    block(state(-5.0, length=1))
+    assert sentinels.read() == [], "decoding"
+    handle.remove()
+
+    class Block(nn.Module):
+        def forward(self, x: torch.Tensor, **_: object) -> tuple[torch.Tensor]:
+            return (x,)
+
+    later = Block()
+    sentinels = Sentinels([later], (MASSIVE,), (40.0,))
+    later(state(-5.0), position_ids=torch.tensor([[7, 8, 9]]), past_key_values="cache")
+    later(state(-5.0), past_key_values="cache")
+    assert sentinels.read() == [], "a part of a prompt that follows others"
+    padded = torch.ones(1, 3, 4)
+    padded[0, 1, 2] = -600
+    later(padded, position_ids=torch.tensor([[0, 0, 1]]))
+    assert sentinels.read() == [], "padded on the left"
+    later(padded, position_ids=torch.tensor([[0, 1, 2]])[:, [2, 1, 0]])
+    assert len(sentinels.read()) == 1
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Manifest]:
+    folder = tmp_path_factory.mktemp("sentinels") / "model"
+    llama().save_pretrained(folder)
+    with fingerprint(folder) as plain, calibrate(folder, plain) as calibrated:
+        yield calibrated
+
+
+def made_for(model: nn.Module, manifest: Manifest) -> TorchGuard:
+    made = guard(model, manifest, scrub=None, step_budget=0, canary=None, on_incident=("repair",))
+    made.pin(())  # super weights are compared before each pass, which would come first
+    return made.start()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_damage_is_heard_a_step_later_and_undone(manifest: Manifest, compiled: bool) -> None:
+    model = llama().eval()
+    calibration = manifest.document.calibration
+    assert calibration is not None
+    made = made_for(model, manifest)
+    run = torch.compile(model, fullgraph=True, backend="eager") if compiled else model
+    with torch.inference_mode():
+        clean = run(TOKENS, use_cache=False).logits
+        run(TOKENS, use_cache=False)
+        assert codes(made) == []
+        weight = model.model.layers[0].mlp.down_proj.weight
+        weight.view(torch.int16).numpy()[3, 4] = 0x7E00  # 4e37 in bf16, behind torch's back
+        run(TOKENS, use_cache=False)
+        assert codes(made) == []
+        healed = run(TOKENS, use_cache=False).logits
+    assert codes(made) == ["WG905", "WG901", "WG907"]
+    assert torch.equal(healed, clean)
+    assert made.state is State.HEALTHY
+    made.close()
+
+
+def test_switched_off_or_updated_without_a_calibration_nothing_is_watched(
+    manifest: Manifest,
+) -> None:
+    model = llama().eval()
+    off = guard(model, manifest, scrub=None, canary=None, sentinels=False)
+    assert off._sentinels is None
+    off.close()
+    made = made_for(model, manifest)
+    with made.update(), torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(1e6)
+    model(TOKENS)
+    model(TOKENS)
+    assert codes(made) == ["WG903"]
+    made.close()
