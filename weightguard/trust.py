@@ -189,6 +189,7 @@ class TrustCache:
         if Identity.of(file) != self._identities[shard]:
             return
         document, entry = self._paths(file)
+        document.unlink(missing_ok=True)  # a damaged one would not be replaced
         with recording.finish({shard: record}, Salience()) as manifest:
             manifest.write(document)
         state = _State(

@@ -141,3 +141,15 @@ def test_a_hostile_policy_forges_no_output(
     assert "<script" not in line
     assert "##[" not in line
     assert line.startswith("weightguard: ")
+
+
+@pytest.mark.parametrize("form", ["text", "json", "sarif", "junit", "markdown", "html"])
+def test_drift_is_told_in_every_format(
+    form: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_safetensors(Path("base.safetensors"), {"w": random_tensor("F32", (64, 64), seed=9)})
+    Path("weightguard.toml").write_text('drift.base = "base.safetensors"\ndrift.max-change = 0.001')
+    assert main(["gate", "model", "--format", form]) == 1
+    captured = capsys.readouterr()
+    assert "WG60" in captured.out
+    assert captured.err == ""

@@ -152,7 +152,7 @@ def test_another_policy_or_version_counts_for_nothing(
     assert trusted(judged(model, "limits.tensors = 100")) == []
 
 
-@pytest.mark.parametrize("harm", ["empty", "flip", "link", "absent"])
+@pytest.mark.parametrize("harm", ["empty", "flip", "longer", "link", "absent"])
 def test_a_damaged_cache_is_read_past(harm: str, model: Path) -> None:
     judged(model)
     for path in (model.parent / "cache" / "weightguard" / "trust").iterdir():
@@ -163,8 +163,8 @@ def test_a_damaged_cache_is_read_past(harm: str, model: Path) -> None:
             other.write_bytes(data)
             path.symlink_to(other)
         elif harm != "absent":
-            data[len(data) // 2] ^= 0x10
-            path.write_bytes(b"" if harm == "empty" else data)
+            data[len(data) // 2] ^= 0x10 if harm == "flip" else 0
+            path.write_bytes(b"" if harm == "empty" else data + b"x" * (harm == "longer"))
     report = judged(model)
     assert (trusted(report), codes(report)) == ([], [])
 

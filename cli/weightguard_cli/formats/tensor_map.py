@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from weightguard.catalogue import Severity
 from weightguard.finding import Finding, Report
@@ -126,16 +127,22 @@ def _strip(tensor: TensorRange, blocks: list[int], kind: str, told: int) -> Stri
 def _blocks(found: Finding, tensor: TensorRange) -> Iterator[int]:
     """Yield numbers of blocks that a finding names, or whose elements or bytes it names."""
     at, total = found.location, block_count(tensor.nbytes)
-    named = found.evidence.get("blocks", [])
+    named = _listed(found, "blocks")
     if at.block is not None:
         named = [*named, at.block]
-    elements = found.evidence.get("elements", [])
+    elements = _listed(found, "elements")
     if at.element is not None:
         elements = [*elements, at.element]
     for element in elements:
         index = element.get("index") if isinstance(element, dict) else element
         named = [*named, *_block_of(index, tensor)]
     yield from (block for block in named if isinstance(block, int) and 0 <= block < total)
+
+
+def _listed(found: Finding, key: str) -> list[Any]:
+    """Return a list of the evidence; a count under the same key is none."""
+    listed = found.evidence.get(key)
+    return listed if isinstance(listed, list) else []
 
 
 def _block_of(index: object, tensor: TensorRange) -> Iterator[int]:
