@@ -10,6 +10,7 @@ package imports neither torch nor transformers; calling it does.
 from weightguard_integrations.torch.calibrate import calibrate
 from weightguard_integrations.torch.canary import CanaryComparison, compare_canary
 from weightguard_integrations.torch.guarding import TorchGuard, guard
+from weightguard_integrations.torch.packing import packed_pieces
 from weightguard_integrations.torch.verified import load_verified
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "compare_canary",
     "guard",
     "load_verified",
+    "packed_pieces",
 ]
