@@ -7,7 +7,8 @@ rows. What is checked, and what that proves:
 - a part of a record: the residues of each row that it holds, which with certainty see every change
   of one or two words of a row, and XXH3-128 of each recorded block that lies in it whole, which
   sees all accidents but no adversary. Bytes outside whole rows are vouched for by neither, so a
-  part that cuts a row proves nothing and is refused. Columns: weightguard_integrations.distributed.
+  part that cuts a row is refused. Slices along columns are verified by all ranks together:
+weightguard_integrations.torch.parallel.
 """
 
 from __future__ import annotations

@@ -11,14 +11,17 @@ from weightguard_integrations.torch.calibrate import calibrate
 from weightguard_integrations.torch.canary import CanaryComparison, compare_canary
 from weightguard_integrations.torch.guarding import TorchGuard, guard
 from weightguard_integrations.torch.packing import packed_pieces
+from weightguard_integrations.torch.parallel import Slice, verify_parallel
 from weightguard_integrations.torch.verified import load_verified
 
 __all__ = [
     "CanaryComparison",
+    "Slice",
     "TorchGuard",
     "calibrate",
     "compare_canary",
     "guard",
     "load_verified",
     "packed_pieces",
+    "verify_parallel",
 ]
