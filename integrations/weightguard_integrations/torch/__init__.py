@@ -13,6 +13,7 @@ from weightguard_integrations.torch.guarding import TorchGuard, guard
 from weightguard_integrations.torch.packing import packed_pieces
 from weightguard_integrations.torch.parallel import Slice, verify_parallel
 from weightguard_integrations.torch.verified import load_verified
+from weightguard_integrations.torch.verified_model import load_verified_model
 
 __all__ = [
     "CanaryComparison",
@@ -22,6 +23,7 @@ __all__ = [
     "compare_canary",
     "guard",
     "load_verified",
+    "load_verified_model",
     "packed_pieces",
     "verify_parallel",
 ]
