@@ -83,7 +83,7 @@ def changed_word(tensor: TensorView, delta: RowDelta) -> WordChange | None:
     exist. Reads one word of the tensor.
     """
     layout, width = tensor.layout, tensor.dtype.word_bytes
-    column = _column(delta)
+    column = delta_column(delta)
     if column is None or column >= layout.row_words:
         return None
     offset = delta.row * layout.row_bytes + column * width
@@ -132,7 +132,8 @@ def _pair(
     return tuple(words)
 
 
-def _column(delta: RowDelta) -> int | None:
+def delta_column(delta: RowDelta) -> int | None:
+    """Return the word j with weighted = j * sum mod 2^64, None where there is none."""
     if delta.sum == 0:
         return None
     twos = (delta.sum & -delta.sum).bit_length() - 1

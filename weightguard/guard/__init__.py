@@ -17,6 +17,7 @@ from weightguard.guard.guard import Guard
 from weightguard.guard.incident import Incident
 from weightguard.guard.mend import Golden
 from weightguard.guard.metrics import MemoryMetrics, Metrics
+from weightguard.guard.pieces import Piece
 from weightguard.guard.pins import super_weight_pins
 from weightguard.guard.schedule import Pace, Position, Schedule
 from weightguard.guard.settings import Pinned, Settings, Status, Surroundings
@@ -39,6 +40,7 @@ __all__ = [
     "MemoryMetrics",
     "Metrics",
     "Pace",
+    "Piece",
     "Pinned",
     "Position",
     "Schedule",

@@ -353,8 +353,10 @@ class Guard:
         return [self._casebook.note(declared), *self._first_incidents(findings)]
 
     def _seal(self, manifest: Manifest | None, names: Mapping[str, str] | None) -> Sealed:
-        threads = self.settings.threads
-        return seal(self.adapter, self._key, manifest, names, threads, self._originals)
+        told = self.settings
+        return seal(
+            self.adapter, self._key, manifest, names, told.threads, self._originals, told.pieces
+        )
 
     def _hold_to(self, baseline: Baseline, unchanged: Collection[str] = ()) -> None:
         """Begin again with another baseline; ``unchanged`` tensors are attested no better by it."""

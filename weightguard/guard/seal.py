@@ -23,6 +23,7 @@ from weightguard.guard.adapter import Accounting, Adapter, LiveTensor
 from weightguard.guard.baseline import Baseline, BaselineBuilder, Key, TensorBaseline
 from weightguard.guard.casts import CASTS, undone
 from weightguard.guard.incident import UNATTESTED
+from weightguard.guard.pieces import Piece, PieceResult, PiecesReading
 from weightguard.manifest import Manifest, TensorRecord
 from weightguard.rules.equality import changed
 from weightguard.scan.digest import BLOCK_BYTES, DigestAlgorithm, Hasher, block_count, tensor_hasher
@@ -59,10 +60,17 @@ class Vouchers:
     """The manifest's records, by name and by content, and the originals of casts that round."""
 
     def __init__(
-        self, manifest: Manifest | None, names: Mapping[str, str], originals: Originals | None
+        self,
+        manifest: Manifest | None,
+        names: Mapping[str, str],
+        originals: Originals | None,
+        pieces: Mapping[str, Sequence[Piece]] | None = None,
     ):
-        """``names`` maps live tensors to the manifest's where they are called differently."""
-        self.originals = originals
+        """``names`` maps live tensors to the manifest's where they are called differently.
+
+        ``pieces`` declares, by live name, of which attested byte ranges a tensor is made up.
+        """
+        self.originals, self.pieces = originals, pieces or {}
         records = {} if manifest is None else manifest.document.tensors
         self.manifest, self.records, self._names = manifest, records, names
         self.algorithm: DigestAlgorithm = (
@@ -113,14 +121,16 @@ def seal(
     names: Mapping[str, str] | None = None,
     threads: int = 1,
     originals: Originals | None = None,
+    pieces: Mapping[str, Sequence[Piece]] | None = None,
 ) -> Sealed:
     """Read every live tensor once and return its baseline and how it compares with the manifest.
 
     Findings: WG401 for a tensor whose bytes differ from its record, WG402 for records that no
     live tensor holds, WG910 for all that nobody vouches for. A cast that rounds is made again
-    from ``originals``, which are verified along. Raises AdapterError.
+    from ``originals``, which are verified along. Tensors that ``pieces`` names are compared piece
+    by piece. Raises AdapterError, and WeightguardError for pieces that cannot make up a tensor.
     """
-    vouchers = Vouchers(manifest, names or {}, originals)
+    vouchers = Vouchers(manifest, names or {}, originals, pieces)
     live = adapter.tensors()
     with ThreadPoolExecutor(threads) as pool:
         sealed = list(pool.map(lambda tensor: _seal_tensor(adapter, tensor, key, vouchers), live))
@@ -136,6 +146,8 @@ def seal(
 def _seal_tensor(
     adapter: Adapter, tensor: LiveTensor, key: Key, vouchers: Vouchers
 ) -> tuple[TensorBaseline, list[Finding]]:
+    if tensor.name in vouchers.pieces and vouchers.manifest is not None:
+        return _seal_pieces(adapter, tensor, key, vouchers)
     builder = BaselineBuilder(tensor, key)
     readings = [_Reading(tensor, kind, vouchers) for kind in vouchers.readings(tensor)]
     for block, data in enumerate(live_blocks(adapter, tensor)):
@@ -169,6 +181,47 @@ def _account(adapter: Adapter, tensor: LiveTensor, vouchers: Vouchers) -> str | 
     if vouchers.manifest is None or not isinstance(adapter, Accounting):
         return None
     return adapter.account(tensor.name)
+
+
+def _seal_pieces(
+    adapter: Adapter, tensor: LiveTensor, key: Key, vouchers: Vouchers
+) -> tuple[TensorBaseline, list[Finding]]:
+    assert vouchers.manifest is not None
+    builder = BaselineBuilder(tensor, key)
+    reading = PiecesReading(tensor, vouchers.pieces[tensor.name], vouchers.manifest)
+    for block, data in enumerate(live_blocks(adapter, tensor)):
+        builder.add(block, data)
+        reading.update(data)
+    results = reading.results()
+    damaged = [result for result in results if not result.sound]
+    if damaged:
+        how = "not its declared pieces"
+        return builder.finish("trusted-on-first-use", how, None), [_damaged(tensor, damaged)]
+    whole = all(result.whole for result in results)
+    proof = "digest of each" if whole else "residues of each row, digests of whole blocks"
+    how = f"{len(results)} declared pieces of attested tensors; {proof}"
+    return builder.finish("transformed", how, None), []
+
+
+def _damaged(tensor: LiveTensor, results: Sequence[PieceResult]) -> Finding:
+    first = results[0]
+    where = f", rows {list(first.rows[:MAX_LISTED])} of it" if first.rows else ""
+    more = f", and {len(results) - 1} more pieces differ" if len(results) > 1 else ""
+    pieces = [
+        {
+            "record": result.piece.record,
+            "rows": list(result.rows[:MAX_LISTED]),
+            "row_count": len(result.rows),
+            "blocks": list(result.blocks[:MAX_LISTED]),
+        }
+        for result in results[:MAX_LISTED]
+    ]
+    return finding(
+        "WG401",
+        f"holds other bytes than its declared piece of {first.piece.record!r:.200}{where}{more}",
+        tensor=tensor.name,
+        evidence={"pieces": pieces},
+    )
 
 
 def live_blocks(adapter: Adapter, tensor: LiveTensor) -> Iterable[NDArray[np.uint8]]:
@@ -294,6 +347,12 @@ def _why_not(tensor: LiveTensor, record: TensorRecord) -> str:
 def _missing(vouchers: Vouchers, entries: Sequence[TensorBaseline]) -> Iterable[Finding]:
     # by content: what one live tensor proves, it proves of every record that is equal to it
     held = {vouchers.records[entry.record].digest for entry in entries if entry.record is not None}
+    held |= {
+        vouchers.records[piece.record].digest
+        for entry in entries
+        for piece in vouchers.pieces.get(entry.tensor.name, ())
+        if piece.record in vouchers.records
+    }
     missing = sorted(name for name, r in vouchers.records.items() if r.digest not in held)
     if missing:
         yield finding(

@@ -20,6 +20,7 @@ from weightguard.guard import (
     MemoryMetrics,
     Metrics,
     Pace,
+    Piece,
     Settings,
     super_weight_pins,
 )
@@ -56,6 +57,7 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
     on_incident: Sequence[Reaction] = ("log", "metrics", "repair", "raise"),
     golden: str | os.PathLike[str] | None = None,
     names: Mapping[str, str] | None = None,
+    pieces: Mapping[str, Sequence[Piece]] | None = None,
     metrics: Metrics | None = None,
     threads: int = 1,
 ) -> TorchGuard:
@@ -68,8 +70,10 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
     activations are held to the limits of a calibrated manifest; ``canary`` is how often its
     canary runs, beside the requests. ``golden`` is a
     checkpoint that damage beyond the residues is repaired from. ``names`` maps names of live
-    tensors to the manifest's. Raises WeightguardError for the manifest of another model, and for
-    a model that an open guard watches already; ManifestError and CheckpointError for paths that
+    tensors to the manifest's; ``pieces`` says of which attested byte ranges a fused or sliced one
+    is made up (``packed_pieces``). Raises WeightguardError for the manifest of another model, for
+    pieces that cannot be, and for a model that an open guard watches already; ManifestError and
+    CheckpointError for paths that
     cannot be read.
     """
     settings = Settings(
@@ -79,6 +83,7 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
         step_bytes=parse_bytes(step_budget),
         threads=threads,
         metrics=metrics or MemoryMetrics(),
+        pieces=pieces or {},
     )
     watched = _guards.get(root_of(model), lambda: None)()
     if watched is not None and not watched.closed:
