@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from weightguard_cli.escape import escape_name, guard_lines
@@ -49,10 +49,14 @@ def _healed(outcome: RepairOutcome) -> Iterator[str]:
     if outcome.fetched:
         yield f"read {byte_size(outcome.fetched)} of tensors from the golden copy"
     if outcome.refused:
-        names = [escape_name(name) for name in outcome.refused[:MAX_SHOWN]]
-        more = len(outcome.refused) - MAX_SHOWN
-        rest = [f"{more:,} more"] if more > 0 else []
-        yield f"the golden copy's {listed(names + rest)} is not the manifest's, and was refused"
+        yield f"the golden copy's {_named(outcome.refused)} is not the manifest's, and was refused"
+
+
+def _named(names: Sequence[str]) -> str:
+    """Return the first names as text may hold them, and how many more there are."""
+    more = len(names) - MAX_SHOWN
+    rest = [f"{more:,} more"] if more > 0 else []
+    return listed([escape_name(name) for name in names[:MAX_SHOWN]] + rest)
 
 
 def _sources(tensor: TensorRepair) -> str:
@@ -68,10 +72,7 @@ def _where(outcome: RepairOutcome) -> Iterator[str]:
         return
     yield f"  The result is at {escape_name(outcome.output)}."
     if outcome.copied:
-        names = [escape_name(name) for name in outcome.copied[:MAX_SHOWN]]
-        more = len(outcome.copied) - MAX_SHOWN
-        rest = [f"{more:,} more"] if more > 0 else []
-        yield f"  Copied as they are, not checked: {listed(names + rest)}."
+        yield f"  Copied as they are, not checked: {_named(outcome.copied)}."
     if outcome.left_out:
         left = counted(outcome.left_out, "entry").replace("entrys", "entries")
         yield f"  Left out: {left} of the folder that lead out of it or are no files."
