@@ -68,6 +68,17 @@ class PackedMatrix:
         self.incidents: deque[ProductIncident] = deque(maxlen=INCIDENTS_KEPT)
 
     @classmethod
+    def from_int8(
+        cls, weight: NDArray[np.int8], scale: Any, *, name: str = "weight", golden: bool = False
+    ) -> Self:
+        """Pack int8 weights [N, K], -1, 0 and 1 in ternary ones; scale is a number or [N].
+
+        ``golden`` keeps a second copy of the packed bytes to repair from. Raises TypeError and
+        ValueError for weights or scales that are none.
+        """
+        return cls(weight, scale, name=name, golden=golden)
+
+    @classmethod
     def from_packed(
         cls, packed: NDArray[np.uint8], scale: Any, shape: tuple[int, int], digits: int, *,
         name: str = "weight", golden: bool = False,
@@ -230,17 +241,6 @@ class PackedTernary(PackedMatrix):
     kind = "packed ternary"
 
     @classmethod
-    def from_int8(
-        cls, weight: NDArray[np.int8], scale: Any, *, name: str = "weight", golden: bool = False
-    ) -> Self:
-        """Pack int8 weights [N, K] of -1, 0 and 1; scale is a number or [N].
-
-        ``golden`` keeps a second copy of the packed bytes to repair from. Raises TypeError and
-        ValueError for weights or scales that are none.
-        """
-        return cls(weight, scale, name=name, golden=golden)
-
-    @classmethod
     def from_master(cls, weight: Array, *, name: str = "weight", golden: bool = False) -> Self:
         """Quantise float weights [N, K] by their mean magnitude (arXiv 2402.17764) and pack them.
 
@@ -282,13 +282,6 @@ class PackedInt8(PackedMatrix):
 
     _ternary = False
     kind = "packed int8"
-
-    @classmethod
-    def from_int8(
-        cls, weight: NDArray[np.int8], scale: Any, *, name: str = "weight", golden: bool = False
-    ) -> Self:
-        """Pack int8 weights [N, K]; scale is a number or [N]. Raises as ``PackedTernary``."""
-        return cls(weight, scale, name=name, golden=golden)
 
     @classmethod
     def from_float(cls, weight: Array, *, name: str = "weight", golden: bool = False) -> Self:
