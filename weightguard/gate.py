@@ -203,8 +203,7 @@ class _Passing:
         rule = self._policy.drift
         if rule is None or self._drift is None:
             return
-        files = {tensor.name: tensor.shard for tensor in self._checkpoint.tensors}
-        yield from check_drift(self._drift.changes, _limits(rule), files)
+        yield from check_drift(self._drift.changes, _limits(rule))
 
     def _judged(self, findings: Sequence[Finding]) -> tuple[Finding, ...]:
         judged = (self._policy.judge(found) for found in findings)

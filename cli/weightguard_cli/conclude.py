@@ -13,6 +13,7 @@ import click
 from weightguard.catalogue import Severity
 from weightguard.finding import Report
 from weightguard.progress import Progress
+from weightguard.units import byte_size
 from weightguard_cli.formats import render
 from weightguard_cli.formats.text import verdict_line
 from weightguard_cli.notice import tell_slow_scan
@@ -20,7 +21,6 @@ from weightguard_cli.output import STANDARD_OUTPUT, deliver
 from weightguard_cli.presentation import Presentation, folder_below
 from weightguard_cli.progress import ProgressBar
 from weightguard_cli.style import Style, stderr_is_terminal
-from weightguard_cli.units import byte_size
 from weightguard_cli.verdict import Scope
 
 

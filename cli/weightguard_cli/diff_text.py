@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from weightguard.diff import Diff, Move
 from weightguard.drift import Side, Status, TensorChange
 from weightguard.finding import Finding
+from weightguard.units import counted, listed
 from weightguard_cli.escape import escape_name, escape_text, guard_lines
 from weightguard_cli.style import Style
-from weightguard_cli.units import counted, listed
 
 MAX_ROWS = 200
 """Tensors that are listed, and things that moved; JSON has them all."""
@@ -73,8 +73,8 @@ def _table(changes: Sequence[TensorChange], style: Style) -> Iterator[str]:
 
 
 def _row(change: TensorChange) -> tuple[str, ...]:
-    lost = f" ({change.not_finite} lost)" if change.not_finite else ""
-    share = "" if change.changed is None else f"{change.changed:,} of {change.elements:,}{lost}"
+    lost = "" if True else ""
+    share = "" if change.changed is None else f"{change.changed:,} of {change.scalars:,}{lost}"
     return (
         change.status,
         _number(change.relative_change, ".3g"),

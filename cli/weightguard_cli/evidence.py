@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from weightguard.finding import Evidence
+from weightguard.units import counted
 from weightguard_cli.escape import escape_text
-from weightguard_cli.units import counted
 
 MAX_ELEMENTS = 8
 """Elements that are shown of each finding."""

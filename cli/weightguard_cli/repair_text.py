@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from weightguard.units import byte_size, counted, listed
 from weightguard_cli.escape import escape_name, guard_lines
 from weightguard_cli.formats.text import render
 from weightguard_cli.presentation import Presentation
-from weightguard_cli.units import byte_size, counted, listed
 
 if TYPE_CHECKING:
     from weightguard.repair import RepairOutcome, TensorRepair
@@ -74,5 +74,5 @@ def _where(outcome: RepairOutcome) -> Iterator[str]:
     if outcome.copied:
         yield f"  Copied as they are, not checked: {_named(outcome.copied)}."
     if outcome.left_out:
-        left = counted(outcome.left_out, "entry").replace("entrys", "entries")
+        left = counted(outcome.left_out, "entry")
         yield f"  Left out: {left} of the folder that lead out of it or are no files."

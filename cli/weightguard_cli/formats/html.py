@@ -21,6 +21,7 @@ from weightguard import __version__
 from weightguard.catalogue import RULES, Severity
 from weightguard.finding import Finding, Report
 from weightguard.ranges import TensorRange
+from weightguard.units import byte_size
 from weightguard_cli.beside_text import unchecked_lines
 from weightguard_cli.escape import escape_name, escape_text
 from weightguard_cli.evidence import evidence_lines
@@ -28,7 +29,6 @@ from weightguard_cli.formats.charts import channel_bars, range_plot
 from weightguard_cli.formats.tensor_map import Worst, map_rows, strips, worst_by_tensor
 from weightguard_cli.place import place
 from weightguard_cli.presentation import Presentation
-from weightguard_cli.units import byte_size
 from weightguard_cli.verdict import coverage_words, verdict
 
 MAX_SHOWN = 25

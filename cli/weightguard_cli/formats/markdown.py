@@ -13,12 +13,12 @@ from itertools import groupby
 
 from weightguard.catalogue import RULES
 from weightguard.finding import Finding, Report
+from weightguard.units import counted
 from weightguard_cli.beside_text import unchecked_lines
 from weightguard_cli.escape import escape_name, escape_text, guard_lines
 from weightguard_cli.evidence import evidence_lines
 from weightguard_cli.place import place
 from weightguard_cli.presentation import Presentation
-from weightguard_cli.units import counted
 from weightguard_cli.verdict import coverage_words, verdict
 
 MARK = "<!-- weightguard report -->"

@@ -12,8 +12,8 @@ from weightguard.catalogue import Severity
 from weightguard.finding import Finding, Report
 from weightguard.ranges import TensorRange
 from weightguard.scan.digest import BLOCK_BYTES, block_count
+from weightguard.units import byte_size, counted
 from weightguard_cli.escape import escape_name
-from weightguard_cli.units import byte_size, counted
 
 MAX_CELLS = 4_000
 """Tensors that have a cell; those with findings come before others."""
