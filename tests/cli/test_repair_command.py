@@ -48,7 +48,7 @@ def test_a_healed_checkpoint_ends_with_0_and_says_by_what(
     assert main(["repair", str(model), str(manifest)]) == 0
     text = capsys.readouterr().out
     assert text.startswith("HEALED: ")
-    assert f"c in {SECOND}: 1 block by residues and 1 block by parity" in text
+    assert f"1 block by residues and 1 block by parity  {SECOND}  c\n" in text
     assert f"The result is at {tmp_path / 'model.repaired'}." in text
     assert "Copied as they are, not checked: sub/notes.txt and tokenizer.json." in text
     assert "EQUAL: " in text

@@ -24,7 +24,7 @@ def check_drift(changes: Iterable[TensorChange], limits: DriftLimits) -> Iterato
             yield finding(
                 code,
                 words,
-                file=change.new and change.new.file,
+                file=None if change.new is None else change.new.file,
                 tensor=change.tensor,
                 element=change.first_place if change.status != "replaced" else None,
                 evidence=_evidence(change),

@@ -29,7 +29,7 @@ from weightguard_cli.formats.charts import channel_bars, range_plot
 from weightguard_cli.formats.tensor_map import Worst, map_rows, strips, worst_by_tensor
 from weightguard_cli.place import place
 from weightguard_cli.presentation import Presentation
-from weightguard_cli.verdict import coverage_words, verdict
+from weightguard_cli.verdict import coverage_words
 
 MAX_SHOWN = 25
 """Findings of one rule and severity that are written out."""
@@ -83,12 +83,12 @@ def render(report: Report, presentation: Presentation) -> str:
 
 
 def _view(report: Report, presentation: Presentation) -> dict[str, Any]:
-    found = verdict(report, presentation.scope)
+    account = presentation.account
     counts = Counter(f.severity for f in report.findings)
     worst = worst_by_tensor(report.findings)
     salience = report.salience
     return {
-        "verdict": found,
+        "verdict": presentation.verdict(report),
         "task": presentation.task,
         "version": __version__,
         "checkpoint": escape_name(report.checkpoint),
@@ -97,6 +97,11 @@ def _view(report: Report, presentation: Presentation) -> dict[str, Any]:
         "weights": presentation.scope.weights and escape_name(presentation.scope.weights),
         "coverage": coverage_words(report.coverage),
         "counts": [(s.label, counts[s.label]) for s in reversed(Severity)],
+        "statuses": account.counts if account else (),
+        "facts": account.facts if account else [("checkpoint", escape_name(report.checkpoint))],
+        "sentences": account.sentences if account else (),
+        "told": [table for table in account.tables if table.lines] if account else [],
+        "picture": account and account.picture,
         "groups": [*_groups(report.findings)],
         "rows": map_rows(report, worst, _anchors(report.findings)),
         "strips": [*strips(report, worst)],

@@ -24,7 +24,6 @@ from weightguard_cli.evidence import evidence_lines
 from weightguard_cli.json_output import json_text
 from weightguard_cli.place import subject
 from weightguard_cli.presentation import Presentation
-from weightguard_cli.verdict import verdict
 
 SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -64,7 +63,7 @@ def render(report: Report, presentation: Presentation) -> str:
         "results": _results(shown, codes, report, presentation),
         "columnKind": "unicodeCodePoints",
         "properties": {
-            "verdict": str(verdict(report, presentation.scope)),
+            "verdict": str(presentation.verdict(report)),
             "format": report.format,
             "coverage": report.coverage,
         },
@@ -177,7 +176,10 @@ def _uri(path: str) -> str:
 
 
 def _invocation(report: Report, presentation: Presentation, left_out: int) -> Json:
-    notes = [f"Not checked: {line}" for line in unchecked_lines(report, presentation.scope)]
+    account = presentation.account
+    notes = [f"{label}: {value}" for label, value in account.facts] if account else []
+    notes += account.sentences if account else ()
+    notes += [f"Not checked: {line}" for line in unchecked_lines(report, presentation.scope)]
     if left_out:
         notes.append(f"{left_out:,} less severe findings are left out; --format json has them all.")
     return {
