@@ -5,7 +5,7 @@ All words are printable already: whatever comes from a file went through ``escap
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -79,12 +79,28 @@ class Account:
     picture: Picture | None = None
 
 
+def table_of(
+    title: str, columns: tuple[tuple[str, ColumnKind], ...], lines: Sequence[Line], limit: int
+) -> Table:
+    """Return a table of the first ``limit`` lines, without the columns in which none has a word."""
+    kept = lines[:limit]
+    used = [n for n in range(len(columns)) if any(line.cells[n] for line in kept)]
+    return Table(
+        title,
+        tuple(columns[n] for n in used),
+        tuple(Line(tuple(line.cells[n] for n in used), line.kind) for line in kept),
+        len(lines) - len(kept),
+    )
+
+
 def plain_lines(account: Account) -> Iterator[str]:
     """Yield facts, sentences and tables as lines of plain text."""
     for label, value in account.facts:
         yield f"{label}: {value}"
     yield from account.sentences
     for table in account.tables:
+        if not table.lines:
+            continue
         yield f"{table.title}:"
         yield from table_lines([tuple(title for title, _ in table.columns),
                                 *(line.cells for line in table.lines)], "  ")  # fmt: skip

@@ -9,7 +9,7 @@ from weightguard.catalogue import Severity
 from weightguard.diff import Diff, Move
 from weightguard.drift import OddValues, Side, Status, TensorChange
 from weightguard.units import counted, listed
-from weightguard_cli.account import Account, Case, ColumnKind, Line, Picture, Table
+from weightguard_cli.account import Account, Case, ColumnKind, Line, Picture, Table, table_of
 from weightguard_cli.escape import escape_name
 from weightguard_cli.formats.change_map import change_plot, change_rows
 from weightguard_cli.verdict import Verdict
@@ -37,6 +37,7 @@ _COLUMNS: tuple[tuple[str, ColumnKind], ...] = (
     ("changed", "number"),
     ("rms", "number"),
     ("extrema", "number"),
+    ("NaN and Inf", "words"),
     ("tensor", "name"),
 )
 _CHANNELS: tuple[tuple[str, ColumnKind], ...] = (
@@ -89,8 +90,8 @@ def _sentences(found: Diff) -> Iterator[str]:
 def _tables(found: Diff, show_all: bool) -> Iterator[Table]:
     shown = [c for c in found.tensors if show_all or c.status != "unchanged"]
     shown.sort(key=lambda c: (ORDER.index(c.status), -(c.relative_change or 0), c.tensor))
-    lines = tuple(Line(_cells(change), change.status) for change in shown[:MAX_LINES])
-    yield Table("Tensors", _COLUMNS, lines, max(0, len(shown) - MAX_LINES))
+    lines = [Line(_cells(change), change.status) for change in shown]
+    yield table_of("Tensors", _COLUMNS, lines, MAX_LINES)
     yield _super_weights([move for move in found.moved if move.kind == "super-weight"])
     yield _channels([move for move in found.moved if move.kind != "super-weight"], found)
 
@@ -104,23 +105,20 @@ def _cells(change: TensorChange) -> tuple[str, ...]:
         share,
         _both(change, lambda side: _number(side.rms, ".4g")),
         _both(change, _range),
-        f"{escape_name(change.tensor)}{_kind_of(change)}{_odd_words(change)}",
+        _odd_words(change),
+        f"{escape_name(change.tensor)}{_kind_of(change)}",
     )
 
 
 def _odd_words(change: TensorChange) -> str:
-    told = [
-        f"{odd_words(odd)} {what}, first at [{_index(odd.first)}]"
-        for what, odd in (("appeared", change.appeared), ("gone", change.gone))
-        if odd is not None
-    ]
-    return f" ({'; '.join(told)})" if told else ""
+    sides = (("appeared", change.appeared), ("gone", change.gone))
+    return "; ".join(f"{_counts(odd)} {what}, first at [{_index(odd.first)}]"
+                     for what, odd in sides if odd is not None)  # fmt: skip
 
 
-def odd_words(odd: OddValues) -> str:
-    """Return "2 NaN and 1 infinity"."""
+def _counts(odd: OddValues) -> str:
     parts = [f"{odd.nan:,} NaN"] if odd.nan else []
-    return listed(parts + ([counted(odd.inf, "infinity")] if odd.inf else []))
+    return listed(parts + ([f"{odd.inf:,} Inf"] if odd.inf else []))
 
 
 def _kind_of(change: TensorChange) -> str:
@@ -164,19 +162,19 @@ _NOW = {"base": "no longer stands out", "new": "stands out now", "both": "change
 
 
 def _super_weights(moves: Sequence[Move]) -> Table:
-    lines = tuple(
+    lines = [
         Line((
             _NOW[move.stands_out],
             _number(move.base, ".6g") or "-",
             _number(move.new, ".6g") or "-",
             f"{escape_name(move.tensor)}[{_index(move.index)}]",
         ))
-        for move in moves[:MAX_LINES]
-    )  # fmt: skip
+        for move in moves
+    ]  # fmt: skip
     columns: tuple[tuple[str, ColumnKind], ...] = (
         ("", "words"), ("base", "number"), ("new", "number"), ("weight", "name"),
     )  # fmt: skip
-    return Table("Super weights that moved", columns, lines, max(0, len(moves) - MAX_LINES))
+    return table_of("Super weights that moved", columns, lines, MAX_LINES)
 
 
 def _channels(moves: Sequence[Move], found: Diff) -> Table:
@@ -192,8 +190,7 @@ def _channels(moves: Sequence[Move], found: Diff) -> Table:
         greatest = f"{status} with it" if status else _greatest(group)
         numbers = (f"{sides[side]:,}" if sides[side] else "" for side in ("new", "base", "both"))
         lines.append(Line((*numbers, greatest, f"{kind}s of {escape_name(tensor)}")))
-    left_out = max(0, len(lines) - MAX_LINES)
-    return Table("Outlier channels that moved", _CHANNELS, tuple(lines[:MAX_LINES]), left_out)
+    return table_of("Outlier channels that moved", _CHANNELS, lines, MAX_LINES)
 
 
 def _greatest(group: Sequence[Move]) -> str:
@@ -205,12 +202,11 @@ def _greatest(group: Sequence[Move]) -> str:
 
 
 def _case(change: TensorChange) -> Case:
-    cells = dict(zip((title for title, _ in _COLUMNS), _cells(change), strict=True))
-    cells.pop("tensor")
-    words = [f"{title} {value}" for title, value in cells.items() if value]
+    titles = [title for title, _ in _COLUMNS]
+    words = [f"{title}: {cell}" for title, cell in zip(titles, _cells(change), strict=True) if cell]
     side = change.new or change.base
     file = (side.file if side else None) or "checkpoint"
-    return Case(change.tensor, file, "\n".join([*words, _odd_words(change).strip(" ()")]).strip())
+    return Case(change.tensor, file, "\n".join(words[:-1]))
 
 
 def _picture(found: Diff, counts: Counter[Status]) -> Picture:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from weightguard.units import byte_size, counted, listed
-from weightguard_cli.account import Account, Line, Table
+from weightguard_cli.account import Account, ColumnKind, Line, table_of
 from weightguard_cli.escape import escape_name
 from weightguard_cli.verdict import Scope, Verdict, verdict
 
@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 MAX_SHOWN = 20
 """Tensors and files that are named; JSON has them all."""
+
+_COLUMNS: tuple[tuple[str, ColumnKind], ...] = (
+    ("what, by which source", "words"),
+    ("file", "name"),
+    ("tensor", "name"),
+)
 
 
 def repair_account(outcome: RepairOutcome, scope: Scope) -> Account:
@@ -29,16 +35,8 @@ def repair_account(outcome: RepairOutcome, scope: Scope) -> Account:
         outcome,
         tuple(facts),
         tuple(_sentences(outcome)),
-        tables=(
-            Table(
-                "Healed",
-                (("blocks or bytes, and their source", "words"), ("file", "name"),
-                 ("tensor", "name")),
-                tuple(healed[:MAX_SHOWN]),
-                max(0, len(healed) - MAX_SHOWN),
-            ),
-        ),
-    )  # fmt: skip
+        tables=(table_of("Healed", _COLUMNS, healed, MAX_SHOWN),),
+    )
 
 
 def _verdict(outcome: RepairOutcome) -> Verdict:
@@ -91,7 +89,6 @@ def _where(outcome: RepairOutcome) -> Iterator[str]:
         if not outcome.report.complete:
             yield "it cannot be opened, and no parity knows its files: only a whole copy helps"
         return
-    yield f"the result is at {escape_name(outcome.output)}"
     if outcome.copied:
         yield f"copied as they are, not checked: {_named(outcome.copied)}"
     if outcome.left_out:

@@ -49,8 +49,8 @@ def test_a_healed_checkpoint_ends_with_0_and_says_by_what(
     text = capsys.readouterr().out
     assert text.startswith("HEALED: ")
     assert f"1 block by residues and 1 block by parity  {SECOND}  c\n" in text
-    assert f"The result is at {tmp_path / 'model.repaired'}." in text
-    assert "Copied as they are, not checked: sub/notes.txt and tokenizer.json." in text
+    assert f"  result    {tmp_path / 'model.repaired'}\n" in text
+    assert "copied as they are, not checked: sub/notes.txt and tokenizer.json\n" in text
     assert "EQUAL: " in text
     assert contents(tmp_path / "model.repaired") == sound
     assert main(["repair", str(model), str(manifest)]) == 2

@@ -144,7 +144,8 @@ def test_nan_and_infinities_are_told_as_such(
     assert told.rule == "WG601"
     assert told.message == f"{words}, where the base has finite values"
     assert told.location.element == first
-    assert (told.evidence["nan_appeared"], told.evidence["inf_appeared"]) == counts
+    recorded = told.evidence.get("nan_appeared", 0), told.evidence.get("inf_appeared", 0)
+    assert recorded == counts
 
     found = compared(tmp_path, {"w": harmed}, {"w": sound}, limits=limits)
     change = only(found)

@@ -94,7 +94,8 @@ def _evidence(change: TensorChange) -> Evidence:
             evidence[key] = value if abs(value) != float("inf") else repr(value)
     for side, odd in (("appeared", change.appeared), ("gone", change.gone)):
         if odd is not None:
-            evidence |= {f"nan_{side}": odd.nan, f"inf_{side}": odd.inf}
+            counts = {f"nan_{side}": odd.nan, f"inf_{side}": odd.inf}
+            evidence |= {key: count for key, count in counts.items() if count}
     base, new = change.base, change.new
     if base is not None and new is not None:
         for key in ("dtype", "shape", "min", "max", "rms"):

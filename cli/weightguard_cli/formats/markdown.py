@@ -63,8 +63,6 @@ def render(report: Report, presentation: Presentation) -> str:
             lines += ["Further findings are left out; `--format json` has them all.", ""]
             break
         lines += section
-    for table in presentation.account.tables if presentation.account else ():
-        lines += [*_account_table(table)]
     lines += [*_tail(report, presentation)]
     return guard_lines("\n".join(lines)) + "\n"
 
@@ -109,6 +107,8 @@ def _account(account: Account | None) -> Iterator[str]:
     for sentence in account.sentences:
         yield f"- {prose(sentence)}"
     yield ""
+    for table in account.tables:
+        yield from _account_table(table)
 
 
 def _account_table(table: Table) -> Iterator[str]:

@@ -26,10 +26,10 @@ def render(report: Report, presentation: Presentation) -> str:
     """Return the report for people at a terminal or in a log, ending with a newline."""
     style, account = presentation.style, presentation.account
     lines = [*_head(report, presentation)]
-    for (severity, rule), group in groupby(report.findings, lambda f: (f.severity, f.rule)):
-        lines += ["", *_group(severity, rule, list(group), style)]
     for table in account.tables if account else ():
         lines += ["", *_table(table, style)] if table.lines else []
+    for (severity, rule), group in groupby(report.findings, lambda f: (f.severity, f.rule)):
+        lines += ["", *_group(severity, rule, list(group), style)]
     if report.salience is not None:
         standing_out = [*salience_lines(report.salience)]
         lines += ["", *standing_out] if standing_out else []
