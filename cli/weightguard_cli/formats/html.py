@@ -10,7 +10,7 @@ import base64
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from weightguard.catalogue import RULES, Severity
 from weightguard.finding import Finding, Report
 from weightguard.ranges import TensorRange
 from weightguard.units import byte_size
+from weightguard_cli.account import Table
 from weightguard_cli.beside_text import unchecked_lines
 from weightguard_cli.escape import escape_name, escape_text
 from weightguard_cli.evidence import evidence_lines
@@ -100,7 +101,7 @@ def _view(report: Report, presentation: Presentation) -> dict[str, Any]:
         "statuses": account.counts if account else (),
         "facts": account.facts if account else [("checkpoint", escape_name(report.checkpoint))],
         "sentences": account.sentences if account else (),
-        "told": [table for table in account.tables if table.lines] if account else [],
+        "told": [_wide(table) for table in account.tables if table.lines] if account else [],
         "picture": account and account.picture,
         "groups": [*_groups(report.findings)],
         "rows": map_rows(report, worst, _anchors(report.findings)),
@@ -112,6 +113,18 @@ def _view(report: Report, presentation: Presentation) -> dict[str, Any]:
         "tensors_left_out": max(0, len(report.ranges) - MAX_ROWS),
         "unchecked": [*unchecked_lines(report, presentation.scope)],
     }
+
+
+def _wide(table: Table) -> Table:
+    """Return a table with its names in front: a page scrolls sideways, and names must stay seen."""
+    order = sorted(range(len(table.columns)), key=lambda n: table.columns[n][1] != "name")
+    return replace(
+        table,
+        columns=tuple(table.columns[n] for n in order),
+        lines=tuple(
+            replace(line, cells=tuple(line.cells[n] for n in order)) for line in table.lines
+        ),
+    )
 
 
 def _anchor(found: Finding) -> str:
