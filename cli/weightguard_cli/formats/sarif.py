@@ -18,6 +18,7 @@ from weightguard import __version__
 from weightguard.catalogue import RULES, Rule, Severity
 from weightguard.finding import Finding, Location, Report
 from weightguard.pages import page
+from weightguard_cli.account import plain_lines
 from weightguard_cli.beside_text import unchecked_lines
 from weightguard_cli.escape import escape_text
 from weightguard_cli.evidence import evidence_lines
@@ -31,6 +32,8 @@ SCHEMA = (
 MAX_RESULTS = 25_000
 """Results of a run beyond which GitHub refuses the file."""
 MAX_EVIDENCE_LINES = 10
+MAX_NOTES = 100
+"""Lines of what a command tells beside findings."""
 CHECKPOINT = "CHECKPOINT"
 """The base of addresses that are relative to a checkpoint outside of the working folder."""
 
@@ -176,9 +179,10 @@ def _uri(path: str) -> str:
 
 
 def _invocation(report: Report, presentation: Presentation, left_out: int) -> Json:
-    account = presentation.account
-    notes = [f"{label}: {value}" for label, value in account.facts] if account else []
-    notes += account.sentences if account else ()
+    told = [*plain_lines(presentation.account)] if presentation.account else []
+    notes = told[:MAX_NOTES]
+    if len(told) > MAX_NOTES:
+        notes.append(f"{len(told) - MAX_NOTES:,} more lines are left out; --format json has all.")
     notes += [f"Not checked: {line}" for line in unchecked_lines(report, presentation.scope)]
     if left_out:
         notes.append(f"{left_out:,} less severe findings are left out; --format json has them all.")

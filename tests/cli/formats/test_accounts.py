@@ -92,12 +92,39 @@ def test_what_became_of_every_tensor_is_told(output_format: str, found: Diff) ->
     assert "TOO FAR" in output
     assert "\x1b" not in output
     assert "<script" not in output
-    if output_format != "sarif":
-        assert "1 NaN appeared, first at [1,6]" in output.replace("\\[", "[").replace("\\]", "]")
-        for change in found.tensors:
-            if change.status != "unchanged" and change.tensor != HOSTILE:
-                assert change.tensor in output
-                assert change.status in output
+    assert "1 NaN appeared, first at [1,6]" in output.replace("\\[", "[").replace("\\]", "]")
+    for change in found.tensors:
+        if change.status != "unchanged" and change.tensor != HOSTILE:
+            assert change.tensor in output
+            assert change.status in output
+
+
+def test_channels_of_a_removed_tensor_are_one_line() -> None:
+    side = Side("F32", (99, 64), 99 * 64 * 4, "m.safetensors")
+    gone = TensorChange("gone.weight", "removed", side, None)
+    kept = TensorChange("kept.weight", "fine-tuned", side, side, 0.1, 0.9, 7, 99 * 64)
+    moved = [Move("row", "gone.weight", (n,), 3.0, None, "base") for n in range(40)]
+    moved += [Move("row", "kept.weight", (n,), 3.0, 3.0 + n, "both") for n in range(1, 4)]
+    text = told(Diff("a", "b", "values", (gone, kept), tuple(moved)), "text")
+    lines = [line.split() for line in text.splitlines() if "rows of" in line]
+    assert lines == [
+        ["40", "removed", "with", "it", "rows", "of", "gone.weight"],
+        ["3", "row", "3:", "3", "->", "6", "rows", "of", "kept.weight"],
+    ]
+
+
+def test_names_of_two_formats_are_said_not_to_match(tmp_path: Path) -> None:
+    tensor = random_tensor("F32", (64, 64))
+    found = diff(
+        write_safetensors(
+            tmp_path / "a.safetensors", {"model.layers.0.mlp.up_proj.weight": tensor}
+        ),
+        write_safetensors(tmp_path / "b.safetensors", {"blk.0.ffn_up.weight": tensor}),
+    )
+    for output_format in ("text", "html", "junit", "sarif", "markdown"):
+        assert "no tensor of one side has a name of the other" in told(found, output_format)
+    same = diff(tmp_path / "a.safetensors", tmp_path / "a.safetensors")
+    assert "no tensor of one side" not in told(same, "text")
 
 
 def test_sarif_is_valid_and_names_the_base(found: Diff) -> None:
