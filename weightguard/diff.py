@@ -223,12 +223,15 @@ def _status(
         return "reshaped"
     if old.digest == now.digest:
         return "unchanged"
+    before, after = old.statistics, now.statistics
+    if after.nan > before.nan or after.inf > before.inf:
+        return "broken"
     if old.digest.partition(":")[0] == now.digest.partition(":")[0] or old.dtype != now.dtype:
         return "changed"
     # digests of two algorithms: block digests are of one
-    before = base.sidecar.read(f"{base.numbers[old_name]}/blocks")
-    after = new.sidecar.read(f"{new.numbers[name]}/blocks")
-    return "unchanged" if np.array_equal(before, after) else "changed"
+    blocks = base.sidecar.read(f"{base.numbers[old_name]}/blocks")
+    same = np.array_equal(blocks, new.sidecar.read(f"{new.numbers[name]}/blocks"))
+    return "unchanged" if same else "changed"
 
 
 def _side(tensor: TensorView, record: TensorRecord) -> Side:
@@ -240,4 +243,6 @@ def _side(tensor: TensorView, record: TensorRecord) -> Side:
         min=None if statistics.min is None else float(statistics.min.value),
         max=None if statistics.max is None else float(statistics.max.value),
         rms=statistics.rms,
+        nan=statistics.nan,
+        inf=statistics.inf,
     )

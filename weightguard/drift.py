@@ -48,7 +48,8 @@ is known but that the bytes differ: of manifests, of raw blocks."""
 class Side(msgspec.Struct, frozen=True):
     """A tensor on one side: ``nbytes`` canonical bytes in ``file``, None where a manifest is read.
 
-    Extrema and rms are over its finite values, None where not known.
+    Extrema and rms are over its finite values, None where not known; ``nan`` and ``inf`` count
+    the others, where manifests tell.
     """
 
     dtype: str
@@ -58,6 +59,8 @@ class Side(msgspec.Struct, frozen=True):
     min: float | None = None
     max: float | None = None
     rms: float | None = None
+    nan: int | None = None
+    inf: int | None = None
 
 
 class OddValues(msgspec.Struct, frozen=True):

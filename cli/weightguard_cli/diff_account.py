@@ -112,8 +112,14 @@ def _cells(change: TensorChange) -> tuple[str, ...]:
 
 def _odd_words(change: TensorChange) -> str:
     sides = (("appeared", change.appeared), ("gone", change.gone))
-    return "; ".join(f"{_counts(odd)} {what}, first at [{_index(odd.first)}]"
-                     for what, odd in sides if odd is not None)  # fmt: skip
+    words = [f"{_counts(odd)} {what}, first at [{_index(odd.first)}]"
+             for what, odd in sides if odd is not None]  # fmt: skip
+    if change.base is not None and change.new is not None:
+        # of manifests, which tell how many there are and not where
+        pairs = ("NaN", change.base.nan, change.new.nan), ("Inf", change.base.inf, change.new.inf)
+        words += [f"{word} {old:,} -> {new:,}" for word, old, new in pairs
+                  if old is not None and new is not None and old != new]  # fmt: skip
+    return "; ".join(words)
 
 
 def _counts(odd: OddValues) -> str:

@@ -16,7 +16,7 @@ MAX_VALUES = 8
 
 _TOLD_BY_MESSAGE = frozenset({"count", "element_count", "block_count", "row_count", "record",
                               "axis", "index", "scalars"})  # fmt: skip
-_PAIRS = frozenset({"dtype", "shape", "min", "max", "rms"})
+_PAIRS = frozenset({"dtype", "shape", "min", "max", "rms", "nan", "inf"})
 """Keys of what is in the base and in the new tensor."""
 
 

@@ -220,6 +220,18 @@ def test_manifests_are_compared_without_weights(digest: str, tmp_path: Path) -> 
     assert [f.rule for f in frozen.findings] == ["WG603"]
 
 
+def test_manifests_tell_that_nan_appeared(tmp_path: Path) -> None:
+    base = attested(tmp_path, "base", {"w": random_tensor(*F32)})
+    new = attested(tmp_path, "new", {"w": holding({70: np.nan, 71: np.inf})})
+    change = only(diff(base, new))
+    assert change.status == "broken"
+    assert change.new is not None
+    assert (change.new.nan, change.new.inf) == (1, 1)
+    found = diff(base, new, limits=DriftLimits())
+    assert [(f.rule, f.evidence["nan"]) for f in found.findings] == [("WG601", [0, 1])]
+    assert only(diff(new, base)).status == "changed"
+
+
 def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     model = write_safetensors(tmp_path / "m.safetensors", {"w": random_tensor(*F32)})
     with pytest.raises(CheckpointError):

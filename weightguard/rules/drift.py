@@ -49,22 +49,32 @@ def _violation(change: TensorChange, limits: DriftLimits) -> tuple[str, str] | N
 
 
 def _too_far(change: TensorChange, limits: DriftLimits) -> tuple[str, str] | None:
+    # no limit is far enough for NaN and infinities that appeared
+    words = _broken(change)
+    if words is None and limits.max_change is not None:
+        words = _beyond(change, limits.max_change)
+    return None if words is None else ("WG601", words)
+
+
+def _broken(change: TensorChange) -> str | None:
     if change.appeared is not None:
-        # no limit is far enough for them
-        return "WG601", f"{_odd(change.appeared)}, where the base has finite values"
-    if limits.max_change is None:
-        return None
-    if change.gone is not None:
-        return "WG601", f"finite values where the base has {_odd(change.gone)}"
+        return f"{_odd(change.appeared)}, where the base has finite values"
+    if change.status == "broken":
+        return "more values are NaN or infinite than in the base"
+    return None
+
+
+def _beyond(change: TensorChange, limit: float) -> str | None:
     relative = change.relative_change
+    if change.gone is not None:
+        return f"finite values where the base has {_odd(change.gone)}"
     if relative is None:
-        return "WG601", "how far it is from the base cannot be measured"
-    if relative <= limits.max_change:
+        return "how far it is from the base cannot be measured"
+    if relative <= limit:
         return None
     return (
-        "WG601",
-        f"relative change {relative:.3g}, above the limit of {limits.max_change:g}; "
-        f"the greatest is {change.greatest_change:.4g}",
+        f"relative change {relative:.3g}, above the limit of {limit:g}; "
+        f"the greatest is {change.greatest_change:.4g}"
     )
 
 
@@ -98,7 +108,7 @@ def _evidence(change: TensorChange) -> Evidence:
             evidence |= {key: count for key, count in counts.items() if count}
     base, new = change.base, change.new
     if base is not None and new is not None:
-        for key in ("dtype", "shape", "min", "max", "rms"):
+        for key in ("dtype", "shape", "min", "max", "rms", "nan", "inf"):
             pair = [getattr(side, key) for side in (base, new)]
             if pair[0] != pair[1] and None not in pair:
                 evidence[key] = pair

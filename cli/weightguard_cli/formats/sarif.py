@@ -179,7 +179,8 @@ def _uri(path: str) -> str:
 
 
 def _invocation(report: Report, presentation: Presentation, left_out: int) -> Json:
-    told = [*plain_lines(presentation.account)] if presentation.account else []
+    lines = plain_lines(presentation.account) if presentation.account else ()
+    told = [re.sub(" {2,}", "  ", line.strip()) for line in lines]
     notes = told[:MAX_NOTES]
     if len(told) > MAX_NOTES:
         notes.append(f"{len(told) - MAX_NOTES:,} more lines are left out; --format json has all.")
