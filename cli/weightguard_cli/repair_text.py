@@ -37,6 +37,8 @@ def _head(outcome: RepairOutcome) -> tuple[str, str]:
 def _healed(outcome: RepairOutcome) -> Iterator[str]:
     if outcome.resumed:
         yield "an interrupted repair was finished from its journal"
+    if outcome.discarded:
+        yield "the journal of an interrupted repair was removed: its files were replaced since"
     for tensor in outcome.tensors[:MAX_SHOWN]:
         yield f"{escape_name(tensor.tensor)} in {escape_name(tensor.file)}: {_sources(tensor)}"
     if len(outcome.tensors) > MAX_SHOWN:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from weightguard.checkpoint.hugging_face import blob_checksum, blobs_of, read_co
 from weightguard.checkpoint.names import hostile_file_names, hostile_names, shown
 from weightguard.checkpoint.recognise import Format, recognise, unrecognised
 from weightguard.checkpoint.shard_index import check_index, count_absent, read_index
+from weightguard.checkpoint.unfinished import unfinished_repair
 from weightguard.checkpoint.union import unite
 from weightguard.checkpoint.variants import Selection, incomplete_sets, repeated, select
 from weightguard.errors import CheckpointError, malformed
@@ -39,7 +41,9 @@ def open_checkpoint(path: str | os.PathLike[str], *, private: bool = False) -> C
     is_folder = _is_folder(path)
     root = path if is_folder else path.parent
     folder = Folder(root, blobs_of(root), private=private)
-    return open_in(folder, path, named=not is_folder)
+    opened = open_in(folder, path, named=not is_folder)
+    unfinished = unfinished_repair(path, [file.name for file in opened.files])
+    return replace(opened, findings=(*opened.findings, *unfinished))
 
 
 def open_in(folder: Folder, path: Path, *, named: bool) -> Checkpoint:

@@ -16,9 +16,9 @@ from pathlib import Path
 from weightguard.atomic import sync_folder, umask
 from weightguard.checkpoint.choice import MAX_FOLDER_ENTRIES
 from weightguard.checkpoint.hugging_face import blobs_of
+from weightguard.checkpoint.unfinished import is_journal
 from weightguard.errors import WeightguardError
 from weightguard.repair.image import Image
-from weightguard.repair.journal import is_journal
 from weightguard.scan.digest import BLOCK_BYTES
 
 _RANDOM = r"[a-z0-9_]{8}"
@@ -100,8 +100,8 @@ def write_images(images: Mapping[str, Image], folder: Path) -> None:
                 file.write(piece)
             file.flush()
             os.fsync(file.fileno())
-        if image.file is not None:
-            path.chmod(stat.S_IMODE(image.file.path.stat().st_mode))
+        if image.stored.file is not None:
+            path.chmod(stat.S_IMODE(image.stored.file.path.stat().st_mode))
         sync_folder(path.parent)
 
 
