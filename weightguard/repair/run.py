@@ -25,7 +25,13 @@ from weightguard.parity import Parity
 from weightguard.progress import Meter, Progress
 from weightguard.repair.container import restore_containers
 from weightguard.repair.damage import Damage, find_damage
-from weightguard.repair.folders import copy_rest, new_checkpoint, refuse_target, write_images
+from weightguard.repair.folders import (
+    copy_rest,
+    new_checkpoint,
+    refuse_inside,
+    refuse_target,
+    write_images,
+)
 from weightguard.repair.golden import GoldenCopy
 from weightguard.repair.heal import SOURCES, Healer
 from weightguard.repair.image import Image, PatchStore
@@ -65,7 +71,7 @@ def repair(
     """
     path, output = Path(path), Path(output)
     refuse_target(output, path)
-    with _Repair(path, manifest, means) as work:
+    with _Repair(path, manifest, means, output) as work:
         if not work.readable or (work.damaged and not work.changed):
             return work.outcome(work.verify(path))
         with _said(f"cannot write {str(output)!r}"):
@@ -153,12 +159,14 @@ class _Repair:
     """The damage of one checkpoint healed in images of its files; they are open within ``with``.
 
     ``readable`` is False where the checkpoint cannot be opened and no parity knows its files.
+    ``output`` is where a new checkpoint is to be written, if one is.
     """
 
     target: Target
 
-    def __init__(self, path: Path, manifest: Manifest, means: Means):
+    def __init__(self, path: Path, manifest: Manifest, means: Means, output: Path | None = None):
         self._path, self._manifest, self._means = path, manifest, means
+        self._output = output
         self._stack = ExitStack()
         self._damages: dict[int, Damage] = {}
         self._containers: dict[str, int] = {}
@@ -190,6 +198,7 @@ class _Repair:
         except CheckpointError:
             return
         self.readable = True
+        self._refuse_inside(sum(i.stored.file is not None for i in self.target.images.values()))
         meter = Meter(sum(t.nbytes for t in tensors_of(self.target)), self._means.progress)
         self._damages = find_damage(self.target, self._manifest, self._means.threads, meter)
         healed = self._heal_tensors(parity)
@@ -200,6 +209,10 @@ class _Repair:
         self.changed = bool(self.changed_images())
         missing = len(self.target.places) + len(self.target.readable)
         self.damaged = bool(self._damages) or missing < len(self._manifest.document.tensors)
+
+    def _refuse_inside(self, files: int) -> None:
+        if self._output is not None and files > 1 and not self._path.is_dir():
+            refuse_inside(self._output, self._path)
 
     def changed_images(self) -> list[Image]:
         """Return the files that are to be written."""
@@ -233,6 +246,7 @@ class _Repair:
         Raises OSError.
         """
         images = {n: image for n, image in self.target.images.items() if self._is_known(n)}
+        self._refuse_inside(len(images))
         folder = self._path.is_dir()
         single = not folder and len(images) == 1
         with new_checkpoint(output, single=single) as work:
