@@ -14,6 +14,7 @@ from weightguard.checkpoint.container import Checkpoint, ParsedFile, StoredCheck
 from weightguard.checkpoint.files import CheckpointFile, Folder
 from weightguard.checkpoint.hugging_face import blob_checksum, blobs_of, read_config, snapshots_of
 from weightguard.checkpoint.names import hostile_file_names, hostile_names, shown
+from weightguard.checkpoint.parsing import parse
 from weightguard.checkpoint.recognise import Format, recognise, unrecognised
 from weightguard.checkpoint.shard_index import check_index, count_absent, read_index
 from weightguard.checkpoint.unfinished import unfinished_repair
@@ -259,36 +260,13 @@ class _Opening:
         self._beside = files_beside(self._folder.root, names, accounted, self._known)
 
     def _parse(self, file: CheckpointFile, format_: Format) -> ParsedFile:
-        parsed = _parse_as(file, format_, self._folder)
+        parsed = parse(file, format_, self._folder)
         self._tensors[file.name] = parsed.tensors
         self._findings += parsed.findings
         self._checksums += parsed.checksums
         self._unread += parsed.unread
         self._metadata |= parsed.metadata
         return parsed
-
-
-def _parse_as(file: CheckpointFile, format_: Format, folder: Folder) -> ParsedFile:
-    # parsers are imported when needed: an audit of one format starts without the others
-    match format_:
-        case "safetensors":
-            from weightguard.checkpoint.safetensors import parse_safetensors
-
-            return parse_safetensors(file)
-        case "gguf":
-            from weightguard.checkpoint.gguf import parse_gguf
-
-            return parse_gguf(file)
-        case "torch":
-            from weightguard.checkpoint.torch_zip import parse_torch
-
-            return parse_torch(file)
-        case "onnx":
-            from weightguard.checkpoint.onnx import parse_onnx
-
-            return parse_onnx(file, folder)
-        case "index":
-            raise unrecognised(file)
 
 
 def _mixture(formats: dict[str, Format]) -> Iterable[Finding]:

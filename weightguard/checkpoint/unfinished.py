@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from weightguard.checkpoint.files import CheckpointFile
-from weightguard.errors import CheckpointError
+from weightguard.errors import CheckpointError, WeightguardError
 from weightguard.finding import Finding, finding
 
 JOURNAL = ".weightguard-repair.journal"
@@ -69,7 +69,7 @@ def header_text(journal: CheckpointFile) -> bytes:
 def _files_of(path: Path) -> frozenset[str] | None:
     try:
         journal = CheckpointFile(path, path.name)
-    except CheckpointError:
+    except WeightguardError:
         return None
     try:
         header = msgspec.json.decode(header_text(journal), type=_Names)
