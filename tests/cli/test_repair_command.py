@@ -123,6 +123,12 @@ def test_a_journal_of_what_was_replaced_is_told(
     capsys.readouterr()
     assert main(["verify", str(model), str(manifest)]) == 1
     assert "error WG123 unfinished-repair\n" in capsys.readouterr().out
+    before = contents(model)
+    assert main(["manifest", str(model), "-o", str(model / "new.weightguard.json")]) == 2
+    error = capsys.readouterr().err
+    assert "was interrupted" in error
+    assert "--in-place" in error
+    assert contents(model) == before
     (model / SECOND).write_bytes(b"".join((sound[:5000], b"zz", sound[5002:])))
     assert main(arguments) == 2
     error = capsys.readouterr().err

@@ -102,6 +102,10 @@ def _read_sectors(file: CheckpointFile, offset: int, buffer: memoryview) -> None
         done += step
 
 
+def _sector_below(offset: int) -> int:
+    return offset - offset % SECTOR_BYTES
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """Bytes of a file from ``offset`` on: those on disk, and as many that will take their place."""
@@ -134,7 +138,10 @@ class Image:
         return bool(self._patches) or missing or self.size != self.stored.size
 
     def differences(self) -> Iterator[Difference]:
-        """Yield, by offset, the runs that differ from what is on disk, at most a block each."""
+        """Yield, by offset, the runs of sectors that differ from what is on disk.
+
+        None is longer than a block.
+        """
         reached = 0
         for patch in self._patches:
             start, end = max(reached, patch.offset), patch.offset + patch.length
@@ -143,7 +150,9 @@ class Image:
             self.read_into(start, memoryview(new))
             differing = np.flatnonzero(np.frombuffer(old, np.uint8) != np.frombuffer(new, np.uint8))
             if len(differing):
-                first, last = int(differing[0]), int(differing[-1]) + 1
+                # whole sectors: part of one that cannot be read cannot be written either
+                first = max(0, _sector_below(start + int(differing[0])) - start)
+                last = _sector_below(start + int(differing[-1])) + SECTOR_BYTES - start
                 yield Difference(start + first, old[first:last], bytes(new[first:last]))
 
     def patch(self, offset: int, data: bytes | memoryview, owner: int | None) -> None:

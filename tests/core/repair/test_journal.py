@@ -53,7 +53,7 @@ def test_it_holds_old_and_new_bytes_of_what_differs(folder: Path, image: Image) 
         (change,) = journal.changes
         assert (change.name, change.old_size, change.size) == ("f", 100, 120)
         assert [*journal.runs(0)] == [
-            Difference(10, bytes(3), b"abc"),
+            Difference(8, bytes(7), b"\0\0abc\0\0"),
             Difference(110, bytes(10), b"0123456789"),
         ]
         assert change.rest == rest_of(image.stored, change.runs, 120)
