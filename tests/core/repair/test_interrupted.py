@@ -225,3 +225,30 @@ def test_a_journal_is_no_part_of_a_new_checkpoint(
     interrupted(case, monkeypatch)
     assert case.repair(case.parity).healed
     case.assert_whole(case.output)
+
+
+@pytest.mark.parametrize("named", ["folder", "file"])
+def test_blobs_of_a_hub_cache_are_written_where_they_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    repository = tmp_path / "models--org--model"
+    snapshot, blob = repository / "snapshots" / ("0" * 40), repository / "blobs" / ("1" * 40)
+    for folder in (snapshot, blob.parent):
+        folder.mkdir(parents=True)
+    write_safetensors(blob, SHARDS[1])
+    link = snapshot / "model.safetensors"
+    link.symlink_to(f"../../blobs/{blob.name}")
+    path = snapshot if named == "folder" else link
+    manifest = attest(path, tmp_path / "m.weightguard.json")
+    sound = blob.read_bytes()
+    flip(blob, MIB)
+    with Manifest.read(manifest) as read:
+        with monkeypatch.context() as patch:
+            patch.setattr("weightguard.repair.run.apply_journal", lambda *_: False)
+            assert not repair_in_place(path, read).healed
+        assert "WG123" in {found.rule for found in audit(path).findings}
+        outcome = repair_in_place(path, read)
+    assert (outcome.healed, outcome.resumed) == (True, True)
+    assert blob.read_bytes() == sound
+    assert link.is_symlink()
+    assert [entry.name for entry in snapshot.iterdir()] == [link.name]
