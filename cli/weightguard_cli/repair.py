@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -14,6 +15,8 @@ from weightguard_cli.options import (
     report_format_options,
     threads_option,
 )
+
+_STANDS_FOR_FOLDER = re.compile(r"\.index\.json$|-\d{5}-of-\d{5}\.gguf$")
 
 
 @click.command()
@@ -87,9 +90,12 @@ def repair(
 
 
 def repaired_name(path: Path) -> Path:
-    """Return ``NAME.repaired`` for a folder, ``NAME.repaired.SUFFIX`` for a file."""
+    """Return ``NAME.repaired`` for a folder, ``NAME.repaired.SUFFIX`` for a file.
+
+    An index, or a part of a split model, stands for its folder.
+    """
     path = path.absolute()
-    if path.is_dir():
-        path = path.resolve()
-        return path.with_name(path.name + ".repaired")
+    if path.is_dir() or _STANDS_FOR_FOLDER.search(path.name):
+        folder = (path if path.is_dir() else path.parent).resolve()
+        return folder.with_name(folder.name + ".repaired")
     return path.with_name(f"{path.stem}.repaired{path.suffix}")

@@ -40,7 +40,7 @@ def repair_account(outcome: RepairOutcome, scope: Scope) -> Account:
 
 
 def _verdict(outcome: RepairOutcome) -> Verdict:
-    done = bool(outcome.tensors or outcome.containers or outcome.resumed)
+    done = _is_done(outcome)
     if outcome.healed:
         if done:
             said = "all damage is healed, and every digest is the manifest's"
@@ -50,6 +50,10 @@ def _verdict(outcome: RepairOutcome) -> Verdict:
         return Verdict("PARTLY HEALED", "damage remains, as told below", "bad")
     said = "nothing could be restored, and nothing was changed"
     return Verdict("NOT HEALED", said, "critical")
+
+
+def _is_done(outcome: RepairOutcome) -> bool:
+    return bool(outcome.tensors or outcome.containers or outcome.resumed)
 
 
 def _healed(outcome: RepairOutcome) -> Iterator[Line]:
@@ -64,6 +68,8 @@ def _healed(outcome: RepairOutcome) -> Iterator[Line]:
 def _sentences(outcome: RepairOutcome) -> Iterator[str]:
     if outcome.resumed:
         yield "an interrupted repair was finished from its journal"
+    if outcome.discarded:
+        yield "the journal of an interrupted repair was removed: its files were replaced since"
     yield from _where(outcome)
     if outcome.fetched:
         yield f"read {byte_size(outcome.fetched)} of tensors from the golden copy"
@@ -89,6 +95,8 @@ def _where(outcome: RepairOutcome) -> Iterator[str]:
         if not outcome.report.complete:
             yield "it cannot be opened, and no parity knows its files: only a whole copy helps"
         return
+    if not _is_done(outcome):
+        yield "the result is a copy, the same as what was given"
     if outcome.copied:
         yield f"copied as they are, not checked: {_named(outcome.copied)}"
     if outcome.left_out:

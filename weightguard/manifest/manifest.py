@@ -33,8 +33,10 @@ from weightguard.manifest.reading import open_sidecar, read_document
 from weightguard.manifest.records import companion_record, recorded_view
 from weightguard.parity import Parity
 from weightguard.salient import SuperWeight
-from weightguard.sidecar import ArraySpec, Sidecar, SidecarWriter, array_specs
+from weightguard.sidecar import FETCH_AGAIN, ArraySpec, Sidecar, SidecarWriter, array_specs
 from weightguard.tensor import TensorView
+
+_OR_WITHOUT_PARITY = FETCH_AGAIN.removesuffix(".") + ", or go without it (--no-parity)."
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +64,27 @@ class Manifest:
     def open_parity(self) -> Parity | None:
         """Open the parity sidecar and check all of it; None for a manifest without parity.
 
-        Raises ManifestError where it is missing, altered or damaged.
+        Raises ManifestError where it is missing, altered or damaged; it says how a repair goes
+        without.
         """
         record = self.document.parity
         if record is msgspec.UNSET:
             return None
-        sidecar = self.parity or self._parity_file(record)
+        sidecar = self.parity or self._parity_file(record, _OR_WITHOUT_PARITY)
         try:
             if sidecar.file.size != record.size or sidecar.digest() != record.digest:
                 raise ManifestError(
                     f"the parity sidecar {record.name} is not the one that the manifest was "
-                    "written with. Restore it, or go without it (--no-parity)."
+                    f"written with. {_OR_WITHOUT_PARITY}"
                 )
             return Parity.of(sidecar, self.views())
         except BaseException:
             sidecar.close()
             raise
 
-    def _parity_file(self, record: SidecarRecord) -> Sidecar:
+    def _parity_file(self, record: SidecarRecord, remedy: str = FETCH_AGAIN) -> Sidecar:
         folder = self.folder or Path()
-        return Sidecar.open(folder / record.name, record.name, "parity sidecar")
+        return Sidecar.open(folder / record.name, record.name, "parity sidecar", remedy)
 
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write the manifest to ``path`` and its sidecar beside it; return the sidecar's path.

@@ -23,6 +23,7 @@ from weightguard.sidecar import Sidecar, array_specs
 from weightguard.tensor import TensorView
 
 MAX_JSON_BYTES = 1 << 30
+_WHOLE = "Fetch it again from where it came."
 
 
 def read_document(path: Path) -> ManifestDocument:
@@ -76,9 +77,7 @@ def _decode(data: bytes, name: str) -> ManifestDocument:
             raise ManifestError(_version_message(name, version))
         return msgspec.json.decode(data, type=ManifestDocument)
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as e:
-        raise ManifestError(
-            f"{name} is not a valid weightguard manifest: {e}. Restore it or write it again."
-        ) from e
+        raise ManifestError(f"{name} is not a valid weightguard manifest: {e}. {_WHOLE}") from e
 
 
 def _version_message(name: str, version: str) -> str:
@@ -92,19 +91,18 @@ def _check_document(document: ManifestDocument) -> None:
     tensors = document.tensors
     names = [name for primary, r in tensors.items() for name in (primary, *r.aliases)]
     if len(set(names)) != len(names):
-        raise ManifestError("the manifest gives one name to several tensors. Write it again.")
+        raise ManifestError(f"the manifest gives one name to several tensors. {_WHOLE}")
     for name, record in tensors.items():
         contradiction = _contradiction(record, recorded_view(name, record), document)
         if contradiction:
             raise ManifestError(
-                f"the manifest contradicts itself: tensor {name[:100]!r} {contradiction}. "
-                "Restore it or write it again."
+                f"the manifest contradicts itself: tensor {name[:100]!r} {contradiction}. {_WHOLE}"
             )
     weights = weights_digest(tensors)
     if weights != document.weights:
         raise ManifestError(
             f"the manifest contradicts itself: its tensors amount to weights {weights}, "
-            f"it says {document.weights}. Restore it or write it again."
+            f"it says {document.weights}. {_WHOLE}"
         )
 
 
@@ -161,7 +159,7 @@ def _check_sidecar(document: ManifestDocument, sidecar: Sidecar) -> None:
     if sidecar.file.size != record.size or sidecar.digest() != record.digest:
         raise ManifestError(
             f"the sidecar {record.name} is not the one that the manifest was written with. "
-            "Restore both files together."
+            "Fetch both again from where the manifest came."
         )
     for number, name in enumerate(sorted(document.tensors)):
         for spec in array_specs(number, recorded_view(name, document.tensors[name])):
