@@ -145,7 +145,7 @@ class _Passing:
         digest = "blake3" if manifest is None else manifest.document.digest_algorithm
         self._cache = None
         if trust_cache:
-            self._cache = TrustCache(checkpoint, _context(policy, base), digest)
+            self._cache = TrustCache(checkpoint, _context(base), digest)
             if self._drift is not None:
                 self._drift.take(self._cache.changes)
         self._watch = _Watch(self._drift, self._cache, digest)
@@ -229,8 +229,7 @@ def _limits(rule: DriftRule) -> DriftLimits:
     return DriftLimits(rule.max_change, rule.changed, rule.replaced, rule.added, rule.removed)
 
 
-def _context(policy: Policy, base: Checkpoint | None) -> list[str]:
+def _context(base: Checkpoint | None) -> list[str]:
     """Return all that the kept results rest on besides the shard."""
     files = () if base is None else base.files
-    identities = [msgspec.json.encode(Identity.of(file)).decode() for file in files]
-    return [VERSION, msgspec.json.encode(policy, order="sorted").decode(), *identities]
+    return [VERSION, *(msgspec.json.encode(Identity.of(file)).decode() for file in files)]
