@@ -42,6 +42,25 @@ def test_sign_verify_and_damage(folder, keys, capsys):
     assert "WG508 unsigned-file" in out
 
 
+def test_a_demanded_signature_that_is_not_there_fails_whatever_fails_else(folder, keys, capsys):
+    assert run("sign", folder, "--key", keys[0]) == 0
+    verify = ("verify", folder, folder / MANIFEST, "--public-key", keys[1], "--fail-on", "critical")
+    assert run(*verify) == 0
+    signature = folder / "model.sig"
+    (folder / "tokenizer.json").write_text("{}")
+    assert run(*verify) == 1
+    (folder / "tokenizer.json").unlink()
+    for spoil in (
+        signature.unlink,
+        lambda: signature.write_text("{}"),
+        lambda: signature.unlink() or signature.symlink_to("/etc/passwd"),
+    ):
+        spoil()
+        capsys.readouterr()
+        assert run(*verify) == 1
+        assert "1 critical finding" in capsys.readouterr().out.splitlines()[0]
+
+
 def test_changed_weights_are_not_signed(folder, keys, capsys):
     assert run("manifest", folder, "-o", folder / MANIFEST) == 0
     write_safetensors(folder / "model.safetensors", {"a": random_tensor("BF16", (16, 32), 2)})

@@ -10,13 +10,13 @@ import pytest
 
 from tests.checkpoints import Tensors, random_tensor, write_safetensors, write_sharded
 from tests.real_models import smollm2_bf16
-from tests.signers import write_key
+from tests.signers import model_signing, write_authority, write_key
 from weightguard import ManifestError, Report, audit, fingerprint, gate, open_checkpoint
 from weightguard.checkpoint.files import CheckpointFile
 from weightguard.errors import WeightguardError
 from weightguard.policy import Policy, PolicyError
 from weightguard.policy.reading import parse_policy
-from weightguard.signing import PrivateKey, Signed, sign
+from weightguard.signing import CertifiedKey, PrivateKey, Signed, sign
 
 TENSORS: Tensors = {
     "a.weight": random_tensor("BF16", (64, 128), 1),
@@ -307,6 +307,26 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"private": private, "release.pub": public, "other.pub": other}
 
 
+def test_a_signature_by_whom_the_policys_authority_certified(model: Path, tmp_path: Path) -> None:
+    good, other = write_authority(tmp_path, "good"), write_authority(tmp_path, "other")
+    text = 'signature.certificates = ["good-root.crt", "good-intermediate.crt"]'
+    sign(model, CertifiedKey(PrivateKey(good["key"]), good["leaf"]))
+    assert judged(model, text, tmp_path).findings == ()
+    signature = model / "model.sig"
+    for authority, found in ((good, []), (other, ["WG504"])):
+        signature.unlink()
+        run = model_signing(
+            "sign", "certificate", model, "--signature", signature,
+            "--private_key", authority["key"], "--signing_certificate", authority["leaf"],
+            "--certificate_chain", authority["intermediate"],
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        assert codes(judged(model, text, tmp_path)) == found
+    signature.unlink()
+    with pytest.raises(WeightguardError, match="cannot read the certificate"):
+        judged(model, 'signature.certificates = ["none.crt"]', tmp_path)
+
+
 def test_the_signature_of_whom_the_policy_names(
     model: Path, tmp_path: Path, keys: dict[str, Path]
 ) -> None:
@@ -316,7 +336,7 @@ def test_the_signature_of_whom_the_policy_names(
         'signature.public-key = "release.pub"\n'
         'manifest.path = "{checkpoint}/model.weightguard.json"'
     )
-    assert codes(judged(model, text, tmp_path)) == ["WG511", "WG501"]
+    assert codes(judged(model, text, tmp_path)) == ["WG501", "WG511"]
     lenient = 'signature = { public-key = "release.pub", required = false }'
     assert codes(judged(model, lenient, tmp_path)) == []
     assert isinstance(sign(model, PrivateKey(keys["private"])), Signed)
