@@ -51,7 +51,8 @@ def gate(
     gate is passed when the report is complete and holds nothing at or above
     ``policy.least_failing``.
     Raises ManifestError for an unusable manifest, PolicyError for a policy that cannot be applied,
-    WeightguardError for a base that cannot be read.
+    WeightguardError for a base or key that cannot be read, and where every rule that is selected
+    needs a manifest and none is named.
     """
     path, folder = Path(path), Path(source).parent
     with ExitStack() as stack:
@@ -59,6 +60,8 @@ def gate(
         recorded = None
         if demanded is not None and demanded.exists():
             recorded = stack.enter_context(Manifest.read(demanded))
+        elif policy.manifest is None or not policy.manifest.required:
+            selection_of(policy).require_other_than_comparing()
         base = None
         if policy.drift is not None:
             base = stack.enter_context(_open_base(folder / policy.drift.base))
@@ -87,6 +90,11 @@ def manifest_path(
             raise ManifestError(f"there is no manifest at {str(named)!r}.")
         return Path(named)
     return None if policy.manifest is None else place_of(policy.manifest.path, checkpoint, folder)
+
+
+def selection_of(policy: Policy) -> Selection:
+    """Return the rules that a policy selects."""
+    return Selection.of(policy.rules.select, policy.rules.ignore)
 
 
 def _open_base(path: Path) -> Checkpoint:
@@ -166,7 +174,7 @@ class _Passing:
         examination = Examination(
             checkpoint,
             self._manifest,
-            Selection.of(policy.rules.select, policy.rules.ignore),
+            selection_of(policy),
             self._manifest is not None and bool(self._manifest.document.files),
             threads,
             self._watch,

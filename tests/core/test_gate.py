@@ -137,6 +137,19 @@ def test_a_calibration_is_demanded_of_the_manifest(model: Path, tmp_path: Path) 
     assert (found.rule, found.message) == ("WG512", "the manifest holds no calibration")
 
 
+def test_rules_that_compare_need_a_manifest(model: Path, tmp_path: Path) -> None:
+    text = 'rules.select = ["WG4"]'
+    lenient = f'{text}\nmanifest = {{ path = "m.json", required = false }}'
+    for useless in (text, lenient):
+        with pytest.raises(WeightguardError, match="nothing would be checked"):
+            judged(model, useless, tmp_path)
+    assert codes(judged(model, f'{text}\nmanifest.path = "m.json"', tmp_path)) == ["WG511"]
+    with fingerprint(model) as manifest:
+        manifest.write(tmp_path / "m.json")
+    assert judged(model, lenient, tmp_path).findings == ()
+    assert judged(model, text, tmp_path, manifest=tmp_path / "m.json").findings == ()
+
+
 def test_rules_are_chosen_and_regraded(model: Path, tmp_path: Path) -> None:
     zero = {**TENSORS, "b.weight": ("F32", (16, 64), bytes(4096))}
     write_safetensors(model / "model.safetensors", zero)
@@ -355,7 +368,10 @@ def test_the_signature_of_whom_the_policy_names(
     assert "WG401" not in found
 
 
-def test_a_key_that_is_missing_is_no_finding(model: Path, tmp_path: Path) -> None:
-    (model / "model.sig").write_text("{}")
-    with pytest.raises(WeightguardError, match=r"none\.pub"):
-        judged(model, 'signature.public-key = "none.pub"', tmp_path)
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_key_that_is_missing_is_no_finding(signed: bool, model: Path, tmp_path: Path) -> None:
+    if signed:
+        (model / "model.sig").write_text("{}")
+    for text in ("", "\nsignature.required = false"):
+        with pytest.raises(WeightguardError, match=r"none\.pub"):
+            judged(model, f'signature.public-key = "none.pub"{text}', tmp_path)
