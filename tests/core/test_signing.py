@@ -450,8 +450,8 @@ def test_the_key_is_looked_at_before_the_signature(signed, tmp_path):
 
 
 def test_a_signature_that_cannot_be_written_is_told_by_its_own_name(signed, keys, monkeypatch):
-    def full(*_, prefix, suffix, dir):  # noqa: A002 - the name of the parameter
-        raise OSError(errno.EROFS, "Read-only file system", f"{dir}/{prefix}abcd{suffix}")
+    def full(suffix, prefix, folder):
+        raise OSError(errno.EROFS, "Read-only file system", f"{folder}/{prefix}abcd{suffix}")
 
     before = (signed / "model.sig").read_bytes()
     monkeypatch.setattr("tempfile.mkstemp", full)
