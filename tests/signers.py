@@ -45,11 +45,16 @@ def _write_private(path: Path, key: ec.EllipticCurvePrivateKey, password: str | 
 LeafFor = Literal["signing", "code", "web"]
 
 
-def write_authority(folder: Path, name: str, leaf_for: LeafFor = "signing") -> dict[str, Path]:
-    """Write a root, an intermediate and a leaf certificate with its key; return their paths."""
+def write_authority(
+    folder: Path,
+    name: str,
+    leaf_for: LeafFor = "signing",
+    roles: tuple[str, ...] = ("root", "intermediate", "leaf"),
+) -> dict[str, Path]:
+    """Write certificates, each signed by the one before, and the leaf's key; return their paths."""
     paths: dict[str, Path] = {}
     issuer: tuple[x509.Name, ec.EllipticCurvePrivateKey] | None = None
-    for role in ("root", "intermediate", "leaf"):
+    for role in roles:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"{name} {role}")])
         signer_name, signer_key = issuer or (subject, key)

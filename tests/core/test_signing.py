@@ -19,6 +19,7 @@ from weightguard.signing import (
     PublicKey,
     Signed,
     Sigstore,
+    SigstoreLogin,
     sign,
     verify_signature,
     verify_signed,
@@ -390,6 +391,14 @@ def test_a_certificate_without_a_chain(tmp_path, leaf_for):
     assert codes(verify_signature(folder, Certificate((good["root"],)))) == ["WG504"]
 
 
+def test_a_certificate_that_signs_itself(tmp_path):
+    own = write_authority(tmp_path, "own", roles=("leaf",))
+    folder = make_model(tmp_path / "model")
+    sign(folder, CertifiedKey(PrivateKey(own["key"]), own["leaf"]))
+    assert verified_by_the_program(folder, own["leaf"])
+    assert verify_signature(folder, Certificate((own["leaf"],))) == ()
+
+
 def test_certificates_in_one_file_travel_together(tmp_path):
     good = write_authority(tmp_path, "good")
     full = tmp_path / "fullchain.crt"
@@ -466,6 +475,25 @@ def test_unusable_roots_of_sigstore(signed, tmp_path):
     trusted = Sigstore("me@example.com", "https://accounts.example.com", tmp_path / "trust.json")
     with pytest.raises(WeightguardError, match="roots of trust cannot be had"):
         verify_signature(signed, trusted)
+    folder = make_model(tmp_path / "unsigned")
+    before = sorted(folder.iterdir())
+    with pytest.raises(WeightguardError, match="roots of trust cannot be had"):
+        sign(folder, SigstoreLogin("token", tmp_path / "trust.json"))
+    assert sorted(folder.iterdir()) == before
+
+
+def test_what_the_network_said_is_told():
+    from weightguard.signing.library import reaching_sigstore
+
+    def refresh():
+        try:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+        except OSError as error:
+            raise ValueError("no metadata") from error
+
+    words = r"cannot be had: no metadata \(\[Errno 111\] Connection refused\)\. Check the network"
+    with pytest.raises(WeightguardError, match=words), reaching_sigstore():
+        refresh()
 
 
 def test_encrypted_keys(tmp_path):

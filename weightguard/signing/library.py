@@ -86,6 +86,15 @@ def require_library() -> None:
     del model_signing
 
 
+def reason(error: BaseException) -> str:
+    """Return what an error of the library says, and what that came from, such as the network."""
+    root = error
+    while (inner := root.__cause__ or root.__context__) is not None:
+        root = inner
+    words = str(error)[:200] or type(error).__name__
+    return words if root is error else f"{words} ({str(root)[:200] or type(root).__name__})"
+
+
 @contextlib.contextmanager
 def reaching_sigstore() -> Iterator[None]:
     """Turn what goes wrong while sigstore's roots are fetched into WeightguardError."""
@@ -95,7 +104,7 @@ def reaching_sigstore() -> Iterator[None]:
         yield
     except (Error, OSError, *UNREADABLE) as error:
         raise WeightguardError(
-            f"sigstore's roots of trust cannot be had: {str(error)[:200]}. Check the network, or "
+            f"sigstore's roots of trust cannot be had: {reason(error)}. Check the network, or "
             "give them with --trust-config where there is that option"
         ) from error
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from weightguard.errors import WeightguardError
-from weightguard.signing.library import UNREADABLE, reaching_sigstore, require_library
+from weightguard.signing.library import UNREADABLE, reaching_sigstore, reason, require_library
 from weightguard.signing.parties import CertifiedKey, PrivateKey, Signer, SigstoreLogin
 from weightguard.signing.pem import certificates, certified_key, in_memory, private_key
 
@@ -40,7 +40,7 @@ def _signature(config: Any, folder: Path, left_out: Iterable[str]) -> bytes:
         try:
             config.set_hashing_config(hashing).sign(folder, target)
         except (Error, OSError, *UNREADABLE) as error:
-            raise WeightguardError(f"cannot sign {str(folder)!r}: {str(error)[:300]}") from error
+            raise WeightguardError(f"cannot sign {str(folder)!r}: {reason(error)}") from error
         return target.read_bytes()
 
 
