@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from tests.checkpoints import random_tensor, write_safetensors
-from tests.signers import write_key
+from tests.signers import write_authority, write_key
 from weightguard_cli.main import main
 
 MANIFEST = "model.weightguard.json"
@@ -134,6 +134,16 @@ def test_without_the_extra_the_error_says_what_to_install(folder, keys):
     assert done.returncode == 2
     assert "pip install 'weightguard-integrity[sign]'" in done.stderr
     assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
+
+
+def test_the_library_adds_nothing_to_what_is_told(folder, tmp_path):
+    certified = write_authority(tmp_path, "code", "code")
+    chain = ("--certificate", certified["leaf"], "--chain", certified["intermediate"])
+    assert run("sign", folder, "--key", certified["key"], *chain) == 0
+    command = [sys.executable, "-m", "weightguard_cli", "verify", folder, folder / MANIFEST]
+    command += ["--certificate-chain", certified["root"]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_target_that_cannot_be_written_is_told_before_the_work(folder, keys, capsys):

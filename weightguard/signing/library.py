@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,13 +78,19 @@ class SignedList:
 
 
 def require_library() -> None:
-    """Raise WeightguardError where the extra ``sign`` is not installed."""
+    """Raise WeightguardError where the extra ``sign`` is not installed.
+
+    What the library logs goes where the program's log goes, and nowhere where it has none.
+    """
     try:
         import model_signing.signing
         import model_signing.verifying
     except ImportError as error:
         raise WeightguardError(_MISSING.format(error=error)) from error
     del model_signing
+    logger = logging.getLogger("model_signing")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
 
 
 def reason(error: BaseException) -> str:
