@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from weightguard.errors import WeightguardError
 from weightguard.scan.difference import ComparingSource, Difference, Extent, Odd, comparable
 from weightguard.scan.fingerprint import TensorFingerprint, UIntArray
 from weightguard.scan.values import element_index
@@ -106,7 +107,8 @@ class DriftLimits(msgspec.Struct, frozen=True):
     """How far a checkpoint may be from its base.
 
     ``max_change`` bounds the relative change of each tensor; the others are globs of the names
-    of tensors that may change at all, be replaced, be added, be removed.
+    of tensors that may change at all, be replaced, be added, be removed. Raises WeightguardError
+    for a ``max_change`` that is no number from 0 up: nothing exceeds NaN.
     """
 
     max_change: float | None = None
@@ -114,6 +116,10 @@ class DriftLimits(msgspec.Struct, frozen=True):
     replaced: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_change is not None and not self.max_change >= 0:
+            raise WeightguardError(f"the greatest change must be 0 or more, not {self.max_change}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,6 +105,7 @@ def _judge(
     from weightguard.gate import gate as examine
     from weightguard.gate import manifest_path
     from weightguard.policy import Policy, find_policy, read_policy
+    from weightguard.requirements import signature_path
     from weightguard_cli.conclude import conclude
     from weightguard_cli.verdict import Scope
 
@@ -115,6 +117,9 @@ def _judge(
     compared = recorded is not None and recorded.exists()
     # all of it, and by every rule as it is: only then may the verdict speak of equality
     whole = compared and not trust_cache and rules.rules == Policy().rules
+    signature = signature_path(path, rules, source.parent)
+    # one that is there is checked, whether it is required or not
+    signed = signature is not None and os.path.lexists(signature)
     return conclude(
         "gate",
         lambda progress: examine(
@@ -128,14 +133,16 @@ def _judge(
         ),
         Scope(
             whole,
-            tuple(_unchecked(path, rules, source, compared)),
-            signed=rules.signature is not None and rules.signature.required,
+            tuple(_unchecked(path, rules, source, compared, signed)),
+            signed=signed,
         ),
         going,
     )
 
 
-def _unchecked(path: Path, rules: Policy, source: Path, compared: bool) -> Iterator[str]:
+def _unchecked(
+    path: Path, rules: Policy, source: Path, compared: bool, signed: bool
+) -> Iterator[str]:
     from weightguard.policy.reading import lies_with
 
     if lies_with(source, path):
@@ -148,3 +155,5 @@ def _unchecked(path: Path, rules: Policy, source: Path, compared: bool) -> Itera
         yield f"rules {', '.join(rules.rules.ignore)} (the policy's ignore)"
     if rules.signature is None:
         yield "who made the checkpoint (the policy asks for no signature)"
+    elif not signed and not rules.signature.required:
+        yield "who made the checkpoint (there is no signature, and the policy requires none)"

@@ -216,6 +216,9 @@ def test_manifests_are_compared_without_weights(digest: str, tmp_path: Path) -> 
     assert diff(base, model).count("unchanged") == 3
     with pytest.raises(WeightguardError, match="a manifest holds no weights"):
         diff(base, new, limits=DriftLimits(max_change=0.1))
+    for useless in (float("nan"), -0.1):
+        with pytest.raises(WeightguardError, match="must be 0 or more"):
+            DriftLimits(max_change=useless)
     frozen = diff(base, new, limits=DriftLimits(changed=(), added=("*",), removed=("*",)))
     assert [f.rule for f in frozen.findings] == ["WG603"]
 
