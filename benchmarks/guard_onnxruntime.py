@@ -1,10 +1,14 @@
-"""What guarding an ONNX Runtime session costs, and what its canary alone would find.
+"""What guarding an ONNX Runtime session costs, what it finds, and that it says nothing else.
 
-    python benchmarks/guard_onnxruntime.py [--quick]
+    python benchmarks/guard_onnxruntime.py [--quick] [--model NAME] [--part costs|flips|alarms]
 
-Runs of guarded and plain sessions alternate, one thread each; a ratio is that of the CPU time of
-all threads of the process over one pair, and of pairs the median is shown. The noise floor is the
-same ratio for two plain sessions: what differs by less is not measured.
+costs   Runs of guarded and plain sessions alternate, one thread each; a ratio is that of the CPU
+        time of all threads of the process over one pair, and of pairs the median is shown. The
+        noise floor is the same ratio for two plain sessions: what differs by less is not measured.
+flips   2,000 bits flipped in packed weights, to be found, located and repaired; then what the
+        canary alone finds of flips in live weights, and in what the runtime keeps out of reach.
+alarms  10,000 requests of varied shapes in all modes, on one and two threads, two at a time, by
+        every way to run: everything that is said of them is a false alarm.
 """
 
 from __future__ import annotations
@@ -23,14 +27,19 @@ import onnxruntime as ort
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from tests.integrations.onnxruntime.flips import flip_and_repair, packed
 from tests.integrations.onnxruntime.real_onnx import REAL
+from tests.integrations.onnxruntime.varied import MODES, serve
 from weightguard import Manifest, fingerprint
-from weightguard.guard import LiveTensor, Settings
+from weightguard.guard import LiveTensor, Pace, Settings
 from weightguard_integrations.onnxruntime import GuardedSession
 from weightguard_integrations.onnxruntime.canary import Feed
 
 STEP_BYTES = 256 << 10
 QUIET = Settings(on_incident=())
+PARTS = ("costs", "flips", "alarms")
+FULL = (51, 150, 2000, 10_000)
+"""Pairs of runs; flips for the canary alone; flips to be repaired; runs without damage."""
 BITS = {"bits 31-8 of a word": (8, 32), "bits 7-0 of a word": (0, 8)}
 
 
@@ -140,6 +149,15 @@ def load_times(path: Path, cache: str, manifest: Manifest) -> None:
     )
 
 
+def repairs(path: Path, cache: str, manifest: Manifest, flips: int) -> None:
+    settings = Settings(on_incident=("repair",))
+    with GuardedSession(
+        path, mode="sealed", cache=cache, manifest=manifest, canary_share=0, settings=settings
+    ) as session:
+        found = flip_and_repair(session, flips, seed=7)
+        print(f"    packed weights: {found} of {flips} flips found, located and repaired")
+
+
 def canary_alone(path: Path, cache: str, flips: int) -> None:
     """Flip bits of live weights and see whether the canary answers differently."""
     session = GuardedSession(
@@ -147,7 +165,7 @@ def canary_alone(path: Path, cache: str, flips: int) -> None:
     )
     regions = session._memory.regions.values()
     forms = {
-        "packed": [r.tensor for r in regions if r.form == "packed"],
+        "packed": packed(session),
         "other": [r.tensor for r in regions if r.form == "plain" and r.tensor.dtype.name == "F32"],
     }
     for form, tensors in forms.items():
@@ -172,19 +190,41 @@ def seen_by_canary(
     return seen
 
 
+def alarms(name: str, path: Path, cache: str, runs: int) -> None:
+    """Count what is said of a session in all modes while it serves undamaged."""
+    manifest = fingerprint(path, file_digests=True)
+    said: list[str] = []
+    for seed, (threads, mode) in enumerate(MODES):
+        made = ort.SessionOptions()
+        made.intra_op_num_threads = threads
+        settings = Settings(on_incident=(), step_bytes=STEP_BYTES, pace=Pace(rate=100 << 20))
+        with GuardedSession(
+            path, made, mode=mode, manifest=manifest, cache=cache, settings=settings
+        ) as session:
+            said += serve(session, name, runs // len(MODES), seed)
+    print(f"    {len(said)} false alarms in {runs} runs {' '.join(said[:8])}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer pairs and flips")
+    parser.add_argument("--quick", action="store_true", help="fewer pairs, flips and runs")
     parser.add_argument("--model", choices=REAL, action="append", help="only these")
+    parser.add_argument("--part", choices=PARTS, action="append", help="only these")
     arguments = parser.parse_args()
-    pairs, flips = (11, 20) if arguments.quick else (51, 150)
+    pairs, flips, packed_flips, runs = (11, 20, 200, 400) if arguments.quick else FULL
     print(f"onnxruntime {ort.__version__}, {platform.machine()}, one thread, {pairs} pairs")
     for name in arguments.model or REAL:
         path = REAL[name]()
-        print(f"  {name}, {path.stat().st_size / 1e6:.1f} MB")
+        print(f"  {name}, {path.stat().st_size / 1e6:.1f} MB", flush=True)
         with tempfile.TemporaryDirectory() as cache:
-            costs(path, cache, fingerprint(path), pairs)
-            canary_alone(path, cache, flips)
+            for part in arguments.part or PARTS:
+                if part == "costs":
+                    costs(path, cache, fingerprint(path), pairs)
+                elif part == "flips":
+                    repairs(path, cache, fingerprint(path), packed_flips)
+                    canary_alone(path, cache, flips)
+                else:
+                    alarms(name, path, cache, runs)
 
 
 if __name__ == "__main__":
