@@ -7,7 +7,7 @@ costs   Runs of guarded and plain sessions alternate, one thread each; a ratio i
         noise floor is the same ratio for two plain sessions: what differs by less is not measured.
 flips   2,000 bits flipped in packed weights, to be found, located and repaired; then what the
         canary alone finds of flips in live weights, and in what the runtime keeps out of reach.
-alarms  10,000 requests of varied shapes in all modes, on one and two threads, two at a time, by
+alarms  2,500 requests of varied shapes in all modes, on one and two threads, two at a time, by
         every way to run: everything that is said of them is a false alarm.
 """
 
@@ -38,7 +38,7 @@ from weightguard_integrations.onnxruntime.canary import Feed
 STEP_BYTES = 256 << 10
 QUIET = Settings(on_incident=())
 PARTS = ("costs", "flips", "alarms")
-FULL = (51, 150, 2000, 10_000)
+FULL = (51, 150, 2000, 2500)
 """Pairs of runs; flips for the canary alone; flips to be repaired; runs without damage."""
 BITS = {"bits 31-8 of a word": (8, 32), "bits 7-0 of a word": (0, 8)}
 
@@ -88,7 +88,7 @@ def seconds(function: Callable[[], object], times: int = 3) -> float:
 
 
 def request(session: GuardedSession) -> Feed:
-    watch = session._watch
+    watch = session._loaded.watch
     assert watch is not None
     return watch._feeds[0]
 
@@ -163,7 +163,7 @@ def canary_alone(path: Path, cache: str, flips: int) -> None:
     session = GuardedSession(
         path, options(), mode="sealed", cache=cache, canary_share=0, settings=QUIET
     )
-    regions = session._memory.regions.values()
+    regions = session.adapter.memory.regions.values()
     forms = {
         "packed": packed(session),
         "other": [r.tensor for r in regions if r.form == "plain" and r.tensor.dtype.name == "F32"],
@@ -177,7 +177,7 @@ def canary_alone(path: Path, cache: str, flips: int) -> None:
 def seen_by_canary(
     session: GuardedSession, tensors: list[LiveTensor], bits: tuple[int, int], seed: int
 ) -> bool:
-    generator, watch = np.random.default_rng(seed), session._watch
+    generator, watch = np.random.default_rng(seed), session._loaded.watch
     assert watch is not None
     weights = np.array([tensor.nbytes for tensor in tensors], float)
     tensor = tensors[generator.choice(len(tensors), p=weights / weights.sum())]

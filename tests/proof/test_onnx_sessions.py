@@ -20,7 +20,7 @@ from weightguard_integrations.onnxruntime import GuardedSession
 FLIPS = 2000
 RUNS = 10_000
 REAL_RUNS = 48
-"""Runs of each real model here; benchmarks/guard_onnxruntime.py makes 10,000."""
+"""Runs of each real model here; benchmarks/guard_onnxruntime.py makes 2,500."""
 
 
 @pytest.fixture(scope="module", params=REAL)
@@ -40,7 +40,7 @@ def test_every_flip_in_packed_weights_is_found_and_repaired(
 ) -> None:
     name, session = real
     assert list(serve(session, name, REAL_RUNS, seed=6)) == []
-    feed = session._watch._feeds[0]  # type: ignore[union-attr]
+    feed = session._loaded.watch._feeds[0]  # type: ignore[union-attr]
     answer = [output.tobytes() for output in session.run(None, feed)]
     assert flip_and_repair(session, FLIPS, seed=7) == FLIPS
     assert [output.tobytes() for output in session.run(None, feed)] == answer

@@ -22,6 +22,7 @@ import msgspec
 
 from weightguard.errors import WeightguardError
 from weightguard.tensor import DTYPES
+from weightguard_integrations.onnxruntime.eviction import DEFAULT_LIMIT, Held, evict
 from weightguard_integrations.onnxruntime.layout import DATA_NAME, Extent
 
 SCHEMA = "weightguard-sealed-onnx-v1"
@@ -75,11 +76,11 @@ def default_folder() -> Path:
 
 
 class Cache:
-    """Entries in one folder."""
+    """Entries in one folder, of ``limit`` bytes together, but for those in use."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, limit: int = DEFAULT_LIMIT):
         """Make the folder where it is missing; raise WeightguardError where it is not private."""
-        self.folder = folder
+        self.folder, self.limit = folder, limit
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = folder.lstat()
@@ -104,6 +105,13 @@ class Cache:
                 if not place.is_dir() or not _loaded(place, load):
                     self._build(place, build)
                     load(place)
+                    self._evict()
+
+    def _evict(self) -> None:
+        try:
+            evict(self.folder, DATA_NAME, self.limit)
+        except OSError as error:
+            raise _unusable(self.folder, error) from error
 
     def _build(self, place: Path, build: Callable[[Path], None]) -> None:
         try:
@@ -168,6 +176,14 @@ class Cache:
                 shutil.rmtree(folder, ignore_errors=True)
         except OSError as error:
             raise _unusable(self.folder, error) from error
+
+
+def held(place: Path) -> Held:
+    """Return what keeps an entry from being evicted while it lives; raises StaleEntry."""
+    try:
+        return Held(place / DATA_NAME)
+    except OSError as error:
+        raise StaleEntry(f"{DATA_NAME} cannot be opened: {error.strerror}") from error
 
 
 def read_entry(place: Path, key: str) -> Entry:

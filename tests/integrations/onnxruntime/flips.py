@@ -15,7 +15,7 @@ PER_BLOCK = 16
 
 
 def packed(session: GuardedSession) -> list[LiveTensor]:
-    regions = session._memory.regions.values()
+    regions = session.adapter.memory.regions.values()
     return [region.tensor for region in regions if region.form == "packed"]
 
 

@@ -35,8 +35,8 @@ def load(tmp_path: Path) -> Callable[..., GuardedSession]:
 
 
 def feeds_of(session: GuardedSession) -> tuple[canaries.Feed, ...]:
-    assert session._watch is not None
-    return tuple(session._watch._feeds)
+    assert session._loaded.watch is not None
+    return tuple(session._loaded.watch._feeds)
 
 
 def codes(session: GuardedSession) -> list[str]:
@@ -204,7 +204,7 @@ def test_a_wrong_answer_has_all_weights_checked_and_repaired(
     session = load(perceptron(), mode=mode, canary_share=1e-9)
     clean = session.run(None, X)[0]
     session.adapter.write("bias", 3, b"\x7e")
-    session._watch._due = 0  # type: ignore[union-attr]
+    session._loaded.watch._due = 0  # type: ignore[union-attr]
     # the run that finds the damage is itself right already
     assert np.array_equal(session.run(None, X)[0], clean)
     assert codes(session) == ["WG906", "WG901", "WG907"]
@@ -216,7 +216,7 @@ def test_a_policy_may_raise(load: Callable[..., GuardedSession]) -> None:
     session = load(perceptron(), settings=settings, canary_share=1e-9)
     session.run(None, X)
     session.adapter.write("bias", 3, b"\x7e")
-    session._watch._due = 0  # type: ignore[union-attr]
+    session._loaded.watch._due = 0  # type: ignore[union-attr]
     for _ in range(2):
         with pytest.raises(IntegrityError) as caught:
             session.run(None, X)
@@ -226,7 +226,7 @@ def test_a_policy_may_raise(load: Callable[..., GuardedSession]) -> None:
 def test_the_budget_is_kept(load: Callable[..., GuardedSession]) -> None:
     share = 0.2
     session = load(perceptron(), canary_share=share)
-    watch = session._watch
+    watch = session._loaded.watch
     assert watch is not None
     spent, runs = 0.0, 0
     original = watch._run
@@ -266,7 +266,7 @@ def test_a_kernel_that_fails_over_damage_is_found_out(
     session = load(picker(), sess_options=unfolded())
     feed = {"ids": np.arange(400)}
     clean = session.run(None, feed)[0]
-    assert "picks" in session._memory.regions
+    assert "picks" in session.adapter.memory.regions
     session.adapter.write("picks", 8 * 300 + 6, b"\x01")
     with pytest.raises(Exception, match="indices element out of data bounds"):
         session.run(None, feed)

@@ -159,7 +159,7 @@ def test_a_forked_child_may_let_go_of_a_session(sealed: Callable[..., GuardedSes
         del session
         gc.collect()
         os._exit(0)
-    for _ in range(500):
+    for _ in range(3000):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             break
