@@ -34,8 +34,11 @@ DECIDING = (
 OTHER = (
     "ep.cpu.use_arena", "session.allow_released_opsets_only",
     "session.collect_node_memory_stats_to_file", "session.disable_cpu_ep_fallback",
+    "session.disable_model_compile",
     "session.dynamic_block_base", "session.enable_cpu_mem_arena", "session.enable_mem_pattern",
-    "session.enable_profiling", "session.external_data_loader.chunk_bytes",
+    "session.enable_moe_expert_counting", "session.enable_moe_expert_statistics",
+    "session.enable_profiling", "session.fail_on_suboptimal_compiled_model",
+    "session.external_data_loader.chunk_bytes",
     "session.external_data_loader.min_size_bytes",
     "session.external_data_loader.pinned_memory_bytes", "session.external_data_loader.threads",
     "session.force_spinning_stop", "session.inter_op.allow_spinning",

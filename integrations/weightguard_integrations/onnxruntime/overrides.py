@@ -22,7 +22,7 @@ from weightguard.errors import WeightguardError
 from weightguard_integrations.onnxruntime.source import RUNTIME_ERRORS
 
 _GRAPH, _INPUT = tag(7, LENGTH), tag(11, LENGTH)
-_MARK = np.float32(-1.2345e-30)
+_MARK = np.array(-1.2345e-30, np.float32)
 _OPSET, _IR_VERSION = 17, 8
 _FOREIGN = (
     "the session options put other initializers in the place of the model's{}: what is verified "

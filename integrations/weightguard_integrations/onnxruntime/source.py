@@ -97,10 +97,12 @@ def graph_bytes(checkpoint: Checkpoint) -> bytes:
 
 def parsed(graph: bytes) -> onnx.ModelProto:
     """Return the graph in the onnx package's own objects; raises WeightguardError."""
+    model = onnx.ModelProto()
     try:
-        return onnx.ModelProto.FromString(graph)
+        model.ParseFromString(graph)
     except DecodeError as error:
         raise WeightguardError(f"the graph file is malformed: {error!s:.300}") from error
+    return model
 
 
 @contextmanager

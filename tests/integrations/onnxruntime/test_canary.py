@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -273,6 +274,29 @@ def test_a_kernel_that_fails_over_damage_is_found_out(
     assert "WG901" in codes(session)
     assert "WG907" in codes(session)
     assert np.array_equal(session.run(None, feed)[0], clean)
+
+
+def test_a_kernel_that_fails_in_another_thread_is_followed_up(
+    load: Callable[..., GuardedSession],
+) -> None:
+    options = unfolded()
+    options.intra_op_num_threads = 2
+    session = load(picker(), sess_options=options)
+    feed = {"ids": np.arange(400)}
+    clean = session.run(None, feed)[0]
+    session.adapter.write("picks", 8 * 300 + 6, b"\x01")
+    done, errors = threading.Event(), []
+
+    def take(_results: object, _data: object, error: str) -> None:
+        errors.append(error)
+        done.set()
+
+    session.run_async(None, feed, take, None)
+    assert done.wait(60)
+    assert "indices element out of data bounds" in errors[0]
+    assert codes(session) == []
+    assert np.array_equal(session.run(None, feed)[0], clean), "the next run follows it up first"
+    assert {"WG901", "WG907", "WG909"} <= set(codes(session))
 
 
 def unfolded() -> ort.SessionOptions:
