@@ -14,10 +14,11 @@ import onnxruntime as ort
 from weightguard.audit import ManifestLike, opened_manifest
 from weightguard.errors import WeightguardError
 from weightguard.finding import Report
-from weightguard.guard import Guard, Incident, Settings, Status, forks
+from weightguard.guard import Guard, Incident, Settings, Status
 from weightguard_integrations.onnxruntime import canary as canaries
 from weightguard_integrations.onnxruntime.cache import Cache, Entry, StaleEntry, default_folder
 from weightguard_integrations.onnxruntime.canary import Feed, Outputs
+from weightguard_integrations.onnxruntime.children import RUNTIMES
 from weightguard_integrations.onnxruntime.coverage import SessionCoverage, session_coverage
 from weightguard_integrations.onnxruntime.loading import (
     Loaded,
@@ -41,8 +42,6 @@ from weightguard_integrations.onnxruntime.watch import CanaryWatch
 
 CANARY_SHARE = 0.01
 """Share of the time that canary runs may take."""
-
-_KEPT_IN_CHILD: list[object] = []
 
 
 class GuardedSession(CheckedRuns):
@@ -84,7 +83,6 @@ class GuardedSession(CheckedRuns):
         self._loaded: Loaded | None = None
         path = _path(path_or_bytes)
         _refuse(refused, canary_share, settings)
-        forks.watch(self)
         self._sealed: SealedRuntime | None = None
         self._closed = False
         self._share = canary_share
@@ -135,10 +133,11 @@ class GuardedSession(CheckedRuns):
         """Create the runtime's session, now and whenever it is rebuilt. Overrides onnxruntime's."""
         if self._sealed is None:
             super()._create_inference_session(providers, options, disabled)
-            return
-        with self._sealed.making() as own:
-            self._sess_options = own
-            super()._create_inference_session(providers, options, disabled)
+        else:
+            with self._sealed.making() as own:
+                self._sess_options = own
+                super()._create_inference_session(providers, options, disabled)
+        RUNTIMES.add(self._sess)
 
     # running
 
@@ -254,10 +253,6 @@ class GuardedSession(CheckedRuns):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-    def after_fork(self) -> None:
-        """In a forked child: keep the runtime's session, whose end would wait for lost threads."""
-        _KEPT_IN_CHILD.append(getattr(self, "_sess", None))
 
     def __reduce__(self) -> str:
         raise TypeError("a guarded session holds on to live memory: make one in each process")
