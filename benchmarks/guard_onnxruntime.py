@@ -15,14 +15,17 @@ from __future__ import annotations
 
 import argparse
 import platform
+import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -33,9 +36,12 @@ from tests.integrations.onnxruntime.varied import MODES, serve
 from weightguard import Manifest, fingerprint
 from weightguard.guard import LiveTensor, Pace, Settings
 from weightguard_integrations.onnxruntime import GuardedSession
-from weightguard_integrations.onnxruntime.canary import Feed
+from weightguard_integrations.onnxruntime.canary import Feed, recorded
+from weightguard_integrations.onnxruntime.graphs import initializers, raw_bytes
+from weightguard_integrations.onnxruntime.source import RUNTIME_ERRORS
 
 STEP_BYTES = 256 << 10
+MEMORY_BYTES = 12 << 30
 QUIET = Settings(on_incident=())
 PARTS = ("costs", "flips", "alarms")
 FULL = (51, 150, 2000, 2500)
@@ -190,6 +196,36 @@ def seen_by_canary(
     return seen
 
 
+def out_of_reach(path: Path, cache: str, flips: int) -> None:
+    """Flip bits of what the runtime keeps to itself, before it reads them, and run the canary."""
+    with GuardedSession(path, options(), mode="sealed", cache=cache, settings=QUIET) as session:
+        runtime, watch = session._sealed, session._loaded.watch
+        kept = {name for name, nbytes in runtime.model.entry.inline if nbytes}
+        generator = np.random.default_rng(9)
+        seen = 0
+        for _ in range(flips):
+            model = onnx.ModelProto.FromString(runtime.model.graph)
+            inline = [tensor for name, tensor in initializers(model.graph) if name in kept]
+            sizes = np.array([len(raw_bytes(tensor)) for tensor in inline], float)
+            tensor = inline[generator.choice(len(inline), p=sizes / sizes.sum())]
+            data = bytearray(raw_bytes(tensor))
+            data[generator.integers(len(data))] ^= 1 << int(generator.integers(8))
+            for field in ("int32_data", "int64_data", "float_data", "raw_data"):
+                tensor.ClearField(field)
+            tensor.raw_data = bytes(data)
+            try:
+                with runtime.making() as own, bounded_memory():
+                    own.log_severity_level = 4
+                    damaged = ort.InferenceSession(model.SerializeToString(), own)
+                    answers = recorded(lambda feed, s=damaged: s.run(None, feed), watch._feeds)
+                seen += answers != watch._outputs
+            except RUNTIME_ERRORS:
+                seen += 1
+    print(
+        f"    canary alone, out of reach ({int(sizes.sum())} bytes): {seen} of {flips} flips found"
+    )
+
+
 def alarms(name: str, path: Path, cache: str, runs: int) -> None:
     """Count what is said of a session in all modes while it serves undamaged."""
     manifest = fingerprint(path, file_digests=True)
@@ -223,6 +259,7 @@ def main() -> None:
                 elif part == "flips":
                     repairs(path, cache, fingerprint(path), packed_flips)
                     canary_alone(path, cache, flips)
+                    out_of_reach(path, cache, flips)
                 else:
                     alarms(name, path, cache, runs)
 
