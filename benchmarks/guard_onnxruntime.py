@@ -95,7 +95,6 @@ def seconds(function: Callable[[], object], times: int = 3) -> float:
 
 def request(session: GuardedSession) -> Feed:
     watch = session._loaded.watch
-    assert watch is not None
     return watch._feeds[0]
 
 
@@ -184,7 +183,6 @@ def seen_by_canary(
     session: GuardedSession, tensors: list[LiveTensor], bits: tuple[int, int], seed: int
 ) -> bool:
     generator, watch = np.random.default_rng(seed), session._loaded.watch
-    assert watch is not None
     weights = np.array([tensor.nbytes for tensor in tensors], float)
     tensor = tensors[generator.choice(len(tensors), p=weights / weights.sum())]
     bit = int(generator.integers(*bits))
@@ -221,9 +219,19 @@ def out_of_reach(path: Path, cache: str, flips: int) -> None:
                 seen += answers != watch._outputs
             except RUNTIME_ERRORS:
                 seen += 1
-    print(
-        f"    canary alone, out of reach ({int(sizes.sum())} bytes): {seen} of {flips} flips found"
-    )
+    nbytes = int(sizes.sum())
+    print(f"    canary alone, {nbytes} bytes out of reach: {seen} of {flips} flips found")
+
+
+@contextmanager
+def bounded_memory() -> Iterator[None]:
+    """Have a shape that became absurd fail, not take the machine's memory."""
+    former = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, former)
 
 
 def alarms(name: str, path: Path, cache: str, runs: int) -> None:
