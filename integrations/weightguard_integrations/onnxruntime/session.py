@@ -240,8 +240,10 @@ class GuardedSession(CheckedRuns):
             self._loaded.buffer.close()
 
     def __del__(self) -> None:
-        """The thread of a guard would keep what it guards."""
+        """Give the runtime's memory back at once: what guarded it may be garbage that waits."""
         self.close()
+        if self._loaded is not None:
+            self.adapter.memory = Memory(None)
 
     def __enter__(self) -> Self:
         return self
