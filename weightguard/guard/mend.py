@@ -7,6 +7,7 @@ written, and the block is read again afterwards.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
@@ -15,6 +16,7 @@ import numpy as np
 from weightguard.finding import Finding, finding
 from weightguard.guard.adapter import Adapter, AdapterError, Writable
 from weightguard.guard.baseline import Key, TensorBaseline
+from weightguard.guard.check import live_digest
 from weightguard.guard.incident import REPAIRED, UNREPAIRABLE
 from weightguard.guard.schedule import BlockRef
 from weightguard.locate import ElementChange, WordChange, changed_elements, explain
@@ -83,9 +85,10 @@ def diagnose(entry: TensorBaseline, ref: BlockRef, data: bytes, key: Key) -> Dia
     view = TensorView(
         live.name, live.dtype, live.shape, "", None, _BlockSource(ref.start, data)
     )  # fmt: skip
+    digest = functools.partial(key.block_digest, live, ref.start)
     explained = [
         (words, confirmed)
-        for words, confirmed in explain(view, deltas[:MAX_ROWS], entry.digests, key.digest)
+        for words, confirmed in explain(view, deltas[:MAX_ROWS], entry.digests, digest)
         if all(ref.start <= word.offset < ref.stop for word in words)
     ]
     elements = tuple(
@@ -142,7 +145,8 @@ class Mender:
         block = None if self._golden is None else self._golden.block(entry, ref)
         if block is None:
             raise Unmendable(f"{why}, and there is no golden copy of it")
-        if not entry.holds(ref.block, self._key.digest(memoryview(block))):
+        digest = self._key.block_digest(entry.tensor, ref.start, memoryview(block))
+        if not entry.holds(ref.block, digest):
             raise Unmendable(f"{why}, and the golden copy is not what was sealed either")
         return block
 
@@ -162,5 +166,5 @@ class Mender:
         return 0
 
     def _holds(self, entry: TensorBaseline, ref: BlockRef) -> bool:
-        live = self._adapter.read(ref.tensor, ref.start, ref.stop)
-        return entry.holds(ref.block, self._key.digest(live))
+        digest = live_digest(self._adapter, entry.tensor, ref, self._key)
+        return entry.holds(ref.block, digest)

@@ -254,7 +254,7 @@ def _damage(diagnosis: Diagnosis) -> str:
 
 
 def _same_type(a: LiveTensor, b: LiveTensor) -> bool:
-    return (a.dtype, a.shape) == (b.dtype, b.shape)
+    return a.kind == b.kind
 
 
 def _vanished(name: str, entry: TensorBaseline) -> Deviation:
