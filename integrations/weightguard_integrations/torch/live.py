@@ -1,4 +1,8 @@
-"""The live tensors of a PyTorch model: parameters and buffers, read and written where they lie."""
+"""The live tensors of a PyTorch model: parameters and buffers, read and written where they lie.
+
+Those in a GPU's memory are summed up there (``distant``); bytes of them are copied to the host
+where they are sealed against a manifest, and where something is wrong.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightguard.guard import AdapterError, Gap, LiveTensor, Token
+from weightguard.tensor import row_layout
+from weightguard_integrations.torch.distant import Answer, Devices, capturing
 from weightguard_integrations.torch.dtypes import dtype_of
 from weightguard_integrations.torch.entrance import Entrance
 
@@ -28,16 +34,20 @@ class _Named(NamedTuple):
 
 
 class TorchAdapter:
-    """Parameters and buffers of one module, tied ones once, in CPU memory.
+    """Parameters and buffers of one module, tied ones once, in CPU or GPU memory.
 
-    Reads are views of the live memory, for tensors that are not contiguous copies of the rows
-    asked for. Writes go beneath autograd and leave version counters alone.
+    Reads are views of the live memory, for tensors that are not contiguous or not the CPU's copies
+    of the bytes asked for. Writes go beneath autograd and leave version counters alone.
     """
 
-    def __init__(self, model: nn.Module):
-        """Take the root module, compiled or not."""
+    def __init__(self, model: nn.Module, *, distant: bool = False):
+        """Take the root module, compiled or not.
+
+        With ``distant`` CPU memory is treated as a device's, too: for trials where there is none.
+        """
         self._entrance, self._root = model, root_of(model)
         self._aliases: dict[str, tuple[str, ...]] = {}
+        self._distant, self._devices = distant, Devices()
 
     @property
     def root(self) -> nn.Module:
@@ -64,31 +74,53 @@ class TorchAdapter:
         if tensor is None or dtype is None or _obstacle(tensor) is not None:
             return None
         token = Token(tensor.data_ptr(), _version(tensor), self._variant(name))
-        return LiveTensor(name, dtype, tuple(tensor.shape), token, self._aliases.get(name, ()))
+        aliases, distant = self._aliases.get(name, ()), self._distant or _is_distant(tensor)
+        return LiveTensor(name, dtype, tuple(tensor.shape), token, aliases, distant)
 
     def read(self, name: str, start: int, stop: int) -> memoryview:
         """See Adapter."""
+        part = _part(self._readable(name), start, stop)
+        return part.cpu().numpy().data
+
+    def sums(
+        self, name: str, start: int, stop: int, secret: NDArray[np.uint64]
+    ) -> Answer[NDArray[np.uint64]]:
+        """See Distant."""
         tensor = self._readable(name)
-        if tensor.is_contiguous():
-            return _flat(tensor)[start:stop].data
-        rows, offset = _rows(tensor, start, stop)
-        return _flat(rows.contiguous())[start - offset : stop - offset].data
+        dtype = dtype_of(tensor)
+        assert dtype is not None
+        place = dtype, row_layout(dtype, tuple(tensor.shape)), start
+        return self._devices.sums(lambda: _part(tensor, start, stop), tensor, place, secret)
+
+    def fetch(self, name: str, start: int, stop: int) -> Answer[bytes]:
+        """See Distant."""
+        tensor = self._readable(name)
+        return self._devices.fetch(lambda: _part(tensor, start, stop), tensor)
 
     def write(self, name: str, start: int, data: bytes) -> None:
         """See Writable."""
+        import torch
+
         tensor = self._readable(name)
-        new = np.frombuffer(data, np.uint8)
+        new = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         if tensor.is_contiguous():
-            _flat(tensor)[start : start + len(data)] = new
-            return
-        rows, offset = _rows(tensor.data, start, start + len(data))
-        copy = rows.contiguous()
-        _flat(copy)[start - offset : start - offset + len(data)] = new
-        rows.copy_(copy)
+            _flat(tensor.data)[start : start + len(data)].copy_(new)
+        else:
+            rows, offset = _rows(tensor.data, start, start + len(data))
+            copy = rows.contiguous()
+            _flat(copy)[start - offset : start - offset + len(data)].copy_(new)
+            rows.copy_(copy)
+        if _is_distant(tensor):
+            torch.cuda.current_stream(tensor.device).synchronize()
 
     def attach(self, before_step: Callable[[], None]) -> Callable[[], None]:
         """See Attachable and Entrance: compiled or not, before or after."""
-        return Entrance(self._entrance, self._root, before_step).remove
+
+        def step() -> None:
+            if not capturing():  # what a graph records would be done again at each replay
+                before_step()
+
+        return Entrance(self._entrance, self._root, step).remove
 
     def gaps(self) -> Sequence[Gap]:
         """See Incomplete."""
@@ -173,7 +205,7 @@ def _obstacle(tensor: torch.Tensor) -> str | None:
         return f"a {type(tensor).__name__}, whose memory is not its own"
     if tensor.device.type == "meta":
         return "a meta tensor: no weights were loaded into it"
-    if tensor.device.type != "cpu":
+    if tensor.device.type not in ("cpu", "cuda"):
         return f"on {tensor.device.type}, whose memory is not read yet"
     if tensor.layout is not torch.strided or tensor.is_quantized:
         return "sparse or quantised"
@@ -187,19 +219,30 @@ def _version(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _flat(tensor: torch.Tensor) -> NDArray[np.uint8]:
+def _is_distant(tensor: torch.Tensor) -> bool:
+    return tensor.device.type != "cpu"
+
+
+def _part(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """Return bytes ``start:stop`` of a tensor, flat and where it lies; a view if contiguous."""
+    if tensor.is_contiguous():
+        return _flat(tensor.detach())[start:stop]
+    rows, offset = _rows(tensor.detach(), start, stop)
+    return _flat(rows.contiguous())[start - offset : stop - offset]
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
     """Return the bytes of a contiguous tensor, a view."""
     import torch
 
-    flat: NDArray[np.uint8] = tensor.detach().reshape(-1).view(torch.uint8).numpy()
-    return flat
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 def _rows(tensor: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, int]:
     """Return the part along the first axis that bytes ``start:stop`` lie in, and its offset."""
     step = nbytes_of(tensor) // tensor.shape[0]
     first, last = start // step, -(-stop // step)
-    return tensor.detach()[first:last], first * step
+    return tensor[first:last], first * step
 
 
 def _memory(tensor: torch.Tensor) -> tuple[object, ...]:

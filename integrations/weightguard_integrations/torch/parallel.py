@@ -21,15 +21,13 @@ from weightguard.manifest import recorded_view
 from weightguard.scan.kernel import block_residues
 from weightguard.tensor import RowLayout, TensorView
 from weightguard_integrations.torch.dtypes import dtype_of
+from weightguard_integrations.torch.row_sums import CHUNK_ELEMENTS, device_residues
 
 if TYPE_CHECKING:
     import torch
 
 MAX_LOCATED = 4096
 """Damaged rows that are followed to their ranks."""
-CHUNK_ELEMENTS = 1 << 20
-"""Elements off the CPU that are widened to int64 at a time: 8 MiB of scratch."""
-_WORDS = {1: "uint8", 2: "int16", 4: "int32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,21 +179,6 @@ def slice_residues(tensor: torch.Tensor) -> NDArray[np.uint64]:
         for chunk in torch.split(matrix, step)
     ]
     return np.concatenate(parts)
-
-
-def device_residues(matrix: torch.Tensor, word_bytes: int) -> torch.Tensor:
-    """Return R and S of each row, int64 (rows, 2) modulo 2^64, computed on the matrix's device."""
-    import torch
-
-    step = max(1, CHUNK_ELEMENTS // matrix.shape[1])
-    mask = (1 << 8 * word_bytes) - 1
-    found = []
-    for chunk in torch.split(matrix, step):
-        words = chunk.contiguous().view(torch.uint8).view(getattr(torch, _WORDS[word_bytes]))
-        wide = words.to(torch.int64) & mask
-        columns = torch.arange(wide.shape[1], device=wide.device)
-        found.append(torch.stack((wide.sum(1), (wide * columns).sum(1)), 1))
-    return torch.cat(found)
 
 
 def _deltas(

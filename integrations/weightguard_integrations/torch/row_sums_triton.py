@@ -20,27 +20,27 @@ ROWS, COLUMNS = 4, 512
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _sum_parts(  # type: ignore[no-untyped-def]  # noqa: PLR0913 - a kernel's arguments
+def _sum_parts(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917 - a kernel's arguments
     words, secret, sums, first_word, words_here, row_words, block_words, longest, parts,
-    MASK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    mask: tl.constexpr, part_step: tl.constexpr, word_step: tl.constexpr,
 ):  # fmt: skip
-    """Sum up ROWS row parts of one block; those that the block has not are left as they are."""
+    """Sum up some row parts of one block; those that the block has not are left as they are."""
     begin = tl.program_id(0).to(tl.int64) * block_words
     end = tl.minimum(begin + block_words, words_here)
-    part = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    part = tl.program_id(1) * part_step + tl.arange(0, part_step)
     row = (first_word + begin) // row_words + part
     # in words from the first one here on
     start = tl.maximum(row * row_words - first_word, begin)
     length = tl.minimum((row + 1) * row_words - first_word, end) - start
     column = first_word + start - row * row_words
-    plain = tl.zeros((ROWS, COLUMNS), tl.int64)
-    placed = tl.zeros((ROWS, COLUMNS), tl.int64)
-    keyed = tl.zeros((ROWS, COLUMNS), tl.int64)
-    for at in range(0, longest, COLUMNS):
-        place = at + tl.arange(0, COLUMNS).to(tl.int64)
+    plain = tl.zeros((part_step, word_step), tl.int64)
+    placed = tl.zeros((part_step, word_step), tl.int64)
+    keyed = tl.zeros((part_step, word_step), tl.int64)
+    for at in range(0, longest, word_step):
+        place = at + tl.arange(0, word_step).to(tl.int64)
         inside = place[None, :] < length[:, None]
         where = words + start[:, None] + place[None, :]
-        word = tl.load(where, mask=inside, other=0).to(tl.int64) & MASK
+        word = tl.load(where, mask=inside, other=0).to(tl.int64) & mask
         number = tl.load(secret + place, mask=place < longest, other=0)
         plain += word
         placed += word * (column[:, None] + place[None, :])
@@ -63,7 +63,7 @@ def part_sums(
     _sum_parts[(len(counts), math.ceil(most / ROWS))](
         words, secret, sums, start // width, len(words), layout.row_words, block_words,
         min(layout.row_words, block_words), most,
-        MASK=(1 << 8 * width) - 1, ROWS=ROWS, COLUMNS=COLUMNS,
+        mask=(1 << 8 * width) - 1, part_step=ROWS, word_step=COLUMNS,
     )  # fmt: skip
     if (counts == most).all():
         return sums.reshape(-1, 3)
