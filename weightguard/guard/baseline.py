@@ -188,6 +188,11 @@ class Baseline:
         return ours is not None and theirs is not None and ours.tensor.token == theirs.tensor.token
 
     @property
+    def distant(self) -> bool:
+        """Whether any tensor lies in a device's memory."""
+        return any(entry.tensor.distant for entry in self.tensors.values())
+
+    @property
     def sizes(self) -> list[tuple[str, int]]:
         """Names and sizes in bytes, as a schedule takes them."""
         return [(name, entry.tensor.nbytes) for name, entry in self.tensors.items()]

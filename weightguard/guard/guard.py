@@ -19,6 +19,7 @@ from weightguard.guard.background import Background
 from weightguard.guard.baseline import Baseline, Key, TensorBaseline
 from weightguard.guard.casebook import Casebook
 from weightguard.guard.coverage import LiveCoverage, gaps_of, live_coverage
+from weightguard.guard.deviations import Deviation
 from weightguard.guard.gate import Gate
 from weightguard.guard.incident import Incident, report
 from weightguard.guard.ledger import Place
@@ -30,7 +31,7 @@ from weightguard.guard.reactions import Reactions
 from weightguard.guard.response import Response
 from weightguard.guard.rounds import Rounds
 from weightguard.guard.schedule import BlockRef
-from weightguard.guard.scrub import Deviation, Scrubber, Waiting
+from weightguard.guard.scrub import Scrubber, Waiting
 from weightguard.guard.seal import refuse_stranger
 from weightguard.guard.sealing import Sealing
 from weightguard.guard.settings import Pinned, Settings, Status, Surroundings
@@ -126,7 +127,7 @@ class Guard:
         """In a forked child: make locks anew that lost threads may hold, and start the thread."""
         self._gate.renew_lock()
         self._response.renew_lock()
-        self._rounds.scrubber.renew_lock()
+        self._rounds.renew_lock()
         self._casebook.renew_lock()
         if isinstance(self.metrics, MemoryMetrics):
             self.metrics.renew_lock()
@@ -150,7 +151,7 @@ class Guard:
         for pin in self._pins.moved():
             self._rounds.of(*pin)
         if self.settings.step_bytes:
-            self.scrub(self.settings.step_bytes)
+            self._rounds.step(self.settings.step_bytes)
         if self._response.must_raise():
             raise IntegrityError(self._report(0, complete=False))
 

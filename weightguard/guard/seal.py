@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from weightguard.errors import WeightguardError
 from weightguard.finding import Finding
-from weightguard.guard.adapter import Accounting, Adapter, LiveTensor
+from weightguard.guard.adapter import Accounting, Adapter, AdapterError, Distant, LiveTensor
 from weightguard.guard.baseline import Baseline, BaselineBuilder, Key, TensorBaseline
 from weightguard.guard.casts import undone
 from weightguard.guard.discrepancies import changes, missing, other_pieces, unattested, why_not
@@ -70,12 +71,8 @@ def _seal_tensor(
 ) -> tuple[TensorBaseline, list[Finding]]:
     if tensor.name in vouchers.pieces and vouchers.manifest is not None:
         return _seal_pieces(adapter, tensor, key, vouchers)
-    builder = BaselineBuilder(tensor, key)
     readings = [_Reading(tensor, kind, vouchers) for kind in vouchers.readings(tensor)]
-    for block, data in enumerate(live_blocks(adapter, tensor)):
-        builder.add(block, data)
-        for reading in readings:
-            reading.update(data)
+    builder = _taken_in(adapter, tensor, key, readings)
     digests = {r.kind: digest for r in readings if (digest := r.digest()) is not None}
     name = vouchers.named(tensor)
     record = None if name is None else vouchers.records[name]
@@ -99,6 +96,36 @@ def _seal_tensor(
     return builder.finish("attested" if attested else "transformed", how, name), []
 
 
+class _Taker(Protocol):
+    def update(self, data: NDArray[np.uint8]) -> None:
+        """Take in the next bytes."""
+        ...
+
+
+def _taken_in(
+    adapter: Adapter, tensor: LiveTensor, key: Key, takers: Sequence[_Taker]
+) -> BaselineBuilder:
+    """Read a tensor once, for its baseline and for all who compare it.
+
+    A device's memory is copied only for them, and the copy has to have the residues that the device
+    found.
+    """
+    builder = BaselineBuilder(tensor, key)
+    if tensor.distant and tensor.nbytes:
+        assert isinstance(adapter, Distant)
+        builder.add_sums(adapter.sums(tensor.name, 0, tensor.nbytes, key.secret).result())
+        if not takers:
+            return builder
+    for block, data in enumerate(live_blocks(adapter, tensor)):
+        if not tensor.distant:
+            builder.add(block, data)
+        elif not builder.agrees(block, data):
+            raise AdapterError(f"{tensor.name[:200]!r} changed while it was sealed: try again")
+        for taker in takers:
+            taker.update(data)
+    return builder
+
+
 def _account(adapter: Adapter, tensor: LiveTensor, vouchers: Vouchers) -> str | None:
     if vouchers.manifest is None or not isinstance(adapter, Accounting):
         return None
@@ -109,11 +136,8 @@ def _seal_pieces(
     adapter: Adapter, tensor: LiveTensor, key: Key, vouchers: Vouchers
 ) -> tuple[TensorBaseline, list[Finding]]:
     assert vouchers.manifest is not None
-    builder = BaselineBuilder(tensor, key)
     reading = PiecesReading(tensor, vouchers.pieces[tensor.name], vouchers.manifest)
-    for block, data in enumerate(live_blocks(adapter, tensor)):
-        builder.add(block, data)
-        reading.update(data)
+    builder = _taken_in(adapter, tensor, key, [reading])
     results = reading.results()
     damaged = [result for result in results if not result.sound]
     if damaged:

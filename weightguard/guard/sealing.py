@@ -10,11 +10,11 @@ from weightguard.guard.adapter import Adapter, Gap
 from weightguard.guard.baseline import Baseline, Key
 from weightguard.guard.casebook import Casebook
 from weightguard.guard.coverage import gap_findings, gaps_of
+from weightguard.guard.deviations import Deviation
 from weightguard.guard.incident import Incident
 from weightguard.guard.ledger import Place
 from weightguard.guard.mend import Golden
 from weightguard.guard.originals import Originals
-from weightguard.guard.scrub import Deviation
 from weightguard.guard.seal import Sealed, seal
 from weightguard.guard.settings import Settings
 from weightguard.manifest import Manifest
