@@ -85,7 +85,7 @@ $(STAMPS)/installed: $(STAMPS)/venv $(MODULES) $(BUILT_FROM)
 # the extras' requirements alone: the package itself is there already
 $(STAMPS)/dev: $(STAMPS)/installed
 	@echo "Installing development tools and the extras $(EXTRAS) (torch is large; once only)"
-	@$(PIP) $(DEV_TOOLS) 'weightguard-integrity[$(EXTRAS)]'
+	@$(PIP) $(DEV_TOOLS) 'triton; sys_platform == "linux"' 'weightguard-integrity[$(EXTRAS)]'
 	@touch $@
 
 clean:
