@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from weightguard.guard.adapter import LiveTensor
 from weightguard.guard.coverage import Attestation
+from weightguard.guard.pieces import Piece
 from weightguard.guard.schedule import BlockRef
 from weightguard.guard.sums import block_sums, part_counts
 from weightguard.locate import RowDelta
@@ -73,6 +74,7 @@ class TensorBaseline:
     residues: NDArray[np.uint64]
     firsts: NDArray[np.int64]
     check: bytes
+    pieces: tuple[Piece, ...] = ()
 
     def holds(self, block: int, digest: bytes) -> bool:
         """Return whether ``digest`` is the one recorded for ``block``."""
@@ -89,7 +91,12 @@ class TensorBaseline:
 
     def vouched_like(self, other: TensorBaseline) -> TensorBaseline:
         """Return this baseline with what vouches for an equal one."""
-        return replace(self, attestation=other.attestation, how=other.how, record=other.record)
+        vouched = self.vouched(other.attestation, other.how)
+        return replace(vouched, record=other.record, pieces=other.pieces)
+
+    def vouched(self, attestation: Attestation, how: str) -> TensorBaseline:
+        """Return this baseline with what vouches for it."""
+        return replace(self, attestation=attestation, how=how)
 
     def sound(self, key: Key) -> bool:
         """Return whether the record itself is as it was made: memory holds it, too."""
@@ -144,7 +151,13 @@ class BaselineBuilder:
         layout = self._tensor.layout
         return block_residues(self._tensor.dtype, layout, data, block * BLOCK_BYTES)
 
-    def finish(self, attestation: Attestation, how: str, record: str | None) -> TensorBaseline:
+    def finish(
+        self,
+        attestation: Attestation,
+        how: str,
+        record: str | None,
+        pieces: Sequence[Piece] = (),
+    ) -> TensorBaseline:
         """Return the baseline, read-only from now on."""
         for array in (self._digests, self._residues, self._firsts):
             array.flags.writeable = False
@@ -157,6 +170,7 @@ class BaselineBuilder:
             self._residues,
             self._firsts,
             _check(self._key, self._digests, self._residues),
+            tuple(pieces),
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from weightguard.guard.adapter import Adapter, Distant, Promised
 from weightguard.guard.baseline import Baseline
+from weightguard.guard.pieces import place_in
 from weightguard.guard.settings import Pinned
 from weightguard.manifest import Manifest, recorded_view
 
@@ -62,14 +63,18 @@ class Pins:
 def super_weight_pins(baseline: Baseline, manifest: Manifest) -> Iterator[Pinned]:
     """Yield where the manifest's super weights lie in live tensors that are proved to hold them."""
     records = manifest.document.tensors
-    vouched = {
-        entry.record: entry.tensor
+    entries = [
+        entry
         for entry in baseline.tensors.values()
-        if entry.record is not None and entry.attestation != "trusted-on-first-use"
-    }
+        if entry.attestation != "trusted-on-first-use" and entry.tensor.dtype.block_elements == 1
+    ]
     for weight in manifest.document.salience.super_weights:
-        live = vouched.get(weight.tensor)
-        if live is not None and live.dtype.block_elements == 1:
-            view = recorded_view(weight.tensor, records[weight.tensor])
-            start = view.element(weight.index) * live.dtype.block_bytes
-            yield Pinned(live.name, start, start + live.dtype.block_bytes)
+        element = recorded_view(weight.tensor, records[weight.tensor]).element(weight.index)
+        for entry in entries:
+            width = entry.tensor.dtype.block_bytes
+            if entry.pieces:
+                start = place_in(entry.pieces, weight.tensor, element * width)
+            else:
+                start = element * width if entry.record == weight.tensor else None
+            if start is not None:
+                yield Pinned(entry.tensor.name, start, start + width)

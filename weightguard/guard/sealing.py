@@ -45,7 +45,7 @@ class Sealing:
         """Read all live tensors once. See ``seal``."""
         told = self._settings
         return seal(
-            self._adapter, self._key, manifest, names, told.threads, self._originals, told.pieces
+            self._adapter, self._key, manifest, names, told.threads, self._originals, told.declared
         )
 
     def begin(self, baseline: Baseline, former: Baseline | None = None) -> None:

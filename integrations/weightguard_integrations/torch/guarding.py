@@ -28,10 +28,12 @@ from weightguard.guard.background import Background
 from weightguard.guard.incident import CANARY, RUNTIME_EXCEPTION, SENTINEL, UNCOVERED
 from weightguard.guard.ledger import Place
 from weightguard.guard.reactions import Reaction
+from weightguard.guard.shares import Declared, Ranks
 from weightguard_integrations.torch.live import TorchAdapter, root_of
 from weightguard_integrations.torch.live_canary import LiveCanary
 from weightguard_integrations.torch.quantities import parse_bytes, parse_rate, parse_seconds
 from weightguard_integrations.torch.sentinels import Alarm, Sentinels, find_block_list
+from weightguard_integrations.torch.shards import declaration
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,6 +60,7 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
     golden: str | os.PathLike[str] | None = None,
     names: Mapping[str, str] | None = None,
     pieces: Mapping[str, Sequence[Piece]] | None = None,
+    ranks: Ranks | None = None,
     metrics: Metrics | None = None,
     threads: int = 1,
 ) -> TorchGuard:
@@ -71,27 +74,35 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
     canary runs, beside the requests. ``golden`` is a
     checkpoint that damage beyond the residues is repaired from. ``names`` maps names of live
     tensors to the manifest's; ``pieces`` says of which attested byte ranges a fused or sliced one
-    is made up (``packed_pieces``). Raises WeightguardError for the manifest of another model, for
+    is made up (``packed_pieces``), and ``ranks`` (``GroupRanks(group)``) who verifies together
+    those that are not whole rows. DTensors need neither, as they say how they are split. Then,
+    as with ``ranks``, sealing is a collective call of all their ranks, here and in an update that
+    names a manifest. Raises WeightguardError for the manifest of another model, for
     pieces that cannot be, and for a model that an open guard watches already; ManifestError and
     CheckpointError for paths that
     cannot be read.
     """
-    settings = Settings(
-        name=type(root_of(model)).__name__,
-        on_incident=on_incident,
-        pace=None if scrub is None else Pace(parse_rate(scrub)),
-        step_bytes=parse_bytes(step_budget),
-        threads=threads,
-        metrics=metrics or MemoryMetrics(),
-        pieces=pieces or {},
-    )
     watched = _guards.get(root_of(model), lambda: None)()
     if watched is not None and not watched.closed:
         raise WeightguardError("this model has a guard already: close that one first")
     copy = None if golden is None else GoldenCheckpoint(golden)
     try:
         with opened(manifest) as read:
-            made = TorchGuard(TorchAdapter(model), read, settings, names=names, golden=copy)
+            adapter = TorchAdapter(model)
+            declared = Declared()
+            if read is not None:
+                live = dict(adapter.named())
+                declared = declaration(live, read, names or {}, pieces or {}, ranks)
+            settings = Settings(
+                name=type(root_of(model)).__name__,
+                on_incident=on_incident,
+                pace=None if scrub is None else Pace(parse_rate(scrub)),
+                step_bytes=parse_bytes(step_budget),
+                threads=threads,
+                metrics=metrics or MemoryMetrics(),
+                declared=declared,
+            )
+            made = TorchGuard(adapter, read, settings, names=names, golden=copy)
             made.pin_super_weights(read)
             calibration = None if read is None else read.document.calibration
             if canary is not None and calibration is not None:

@@ -19,6 +19,7 @@ from weightguard.tensor import row_layout
 from weightguard_integrations.torch.distant import Answer, Devices, capturing
 from weightguard_integrations.torch.dtypes import dtype_of
 from weightguard_integrations.torch.entrance import Entrance
+from weightguard_integrations.torch.shards import is_dtensor, kept_shards, local_part
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +49,7 @@ class TorchAdapter:
         self._entrance, self._root = model, root_of(model)
         self._aliases: dict[str, tuple[str, ...]] = {}
         self._distant, self._devices = distant, Devices()
+        self._kept = kept_shards(self._root)
 
     @property
     def root(self) -> nn.Module:
@@ -69,11 +71,14 @@ class TorchAdapter:
 
     def describe(self, name: str) -> LiveTensor | None:
         """See Adapter."""
-        tensor = self._find(name)
+        whole = self._find(name)
+        tensor = None if whole is None else local_part(whole)
         dtype = None if tensor is None else dtype_of(tensor)
-        if tensor is None or dtype is None or _obstacle(tensor) is not None:
+        if whole is None or tensor is None or dtype is None or _obstacle(tensor) is not None:
             return None
-        token = Token(tensor.data_ptr(), _version(tensor), self._variant(name))
+        # torch counts what is written through a DTensor there, and not at its local part
+        version = _version(tensor) + (_version(whole) if whole is not tensor else 0)
+        token = Token(tensor.data_ptr(), version, self._variant(name))
         aliases, distant = self._aliases.get(name, ()), self._distant or _is_distant(tensor)
         return LiveTensor(name, dtype, tuple(tensor.shape), token, aliases, distant)
 
@@ -150,11 +155,18 @@ class TorchAdapter:
                     why = "a plain attribute, neither parameter nor buffer"
                     yield Gap(name, "unreachable", nbytes_of(value), why)
 
-    def _named(self) -> Iterator[_Named]:
+    def named(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield parameters and buffers under all their names, DTensors as such."""
         for name, parameter in self._root.named_parameters(remove_duplicate=False):
-            yield _Named(name, parameter)
-        for name, buffer in self._root.named_buffers(remove_duplicate=False):
-            yield _Named(name, buffer)
+            yield name, self._shard(name, parameter)
+        yield from self._root.named_buffers(remove_duplicate=False)
+
+    def _named(self) -> Iterator[_Named]:
+        return (_Named(name, local_part(tensor)) for name, tensor in self.named())
+
+    def _shard(self, name: str, found: torch.Tensor) -> torch.Tensor:
+        """Return what FSDP2 shows a gathered copy of."""
+        return self._kept.get(name, found) if not is_dtensor(found) else found
 
     def _find(self, name: str) -> torch.Tensor | None:
         """Return what a name means now: modules and their tensors can be exchanged at any time."""
@@ -165,10 +177,11 @@ class TorchAdapter:
         if module is None:
             return None
         found = module._parameters.get(leaf)
-        return module._buffers.get(leaf) if found is None else found
+        return module._buffers.get(leaf) if found is None else self._shard(name, found)
 
     def _readable(self, name: str) -> torch.Tensor:
-        tensor = self._find(name)
+        found = self._find(name)
+        tensor = None if found is None else local_part(found)
         why = "it is not in the model" if tensor is None else _obstacle(tensor)
         if tensor is None or why is not None:
             raise AdapterError(f"{name[:200]!r} cannot be read: {why}")
