@@ -19,6 +19,7 @@ from weightguard.tensor import row_layout
 from weightguard_integrations.torch.distant import Answer, Devices, capturing
 from weightguard_integrations.torch.dtypes import dtype_of
 from weightguard_integrations.torch.entrance import Entrance
+from weightguard_integrations.torch.hidden import HiddenWeights, nbytes_of
 from weightguard_integrations.torch.shards import is_dtensor, kept_shards, local_part
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class TorchAdapter:
         self._entrance, self._root = model, root_of(model)
         self._aliases: dict[str, tuple[str, ...]] = {}
         self._distant, self._devices = distant, Devices()
-        self._kept = kept_shards(self._root)
+        self._kept, self._hidden = kept_shards(self._root), HiddenWeights(self._root)
 
     @property
     def root(self) -> nn.Module:
@@ -134,26 +135,12 @@ class TorchAdapter:
             for named in self._named()
             if (why := _obstacle(named.tensor)) is not None
         ]
-        found += self._packed()
+        found += self._hidden.gaps()
         inductor = sys.modules.get("torch._inductor.config")
         if inductor is not None and getattr(inductor, "freezing", False):
             why = "torch._inductor.config.freezing copies weights into compiled code"
             found.append(Gap("compiled code", "copied", None, why))
         return found
-
-    def _packed(self) -> Iterator[Gap]:
-        """Yield weights that modules keep elsewhere than in parameters and buffers."""
-        import torch
-
-        for path, module in self._root.named_modules():
-            packed = getattr(module, "_packed_params", None)
-            if packed is not None and not isinstance(packed, torch.nn.Module):
-                yield Gap(path, "unreachable", None, "quantised and packed out of reach")
-            for attribute, value in vars(module).items():
-                if isinstance(value, torch.Tensor) and value.numel():
-                    name = f"{path}.{attribute}".lstrip(".")
-                    why = "a plain attribute, neither parameter nor buffer"
-                    yield Gap(name, "unreachable", nbytes_of(value), why)
 
     def named(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield parameters and buffers under all their names, DTensors as such."""
@@ -203,11 +190,6 @@ def root_of(model: nn.Module) -> nn.Module:
     """Return the module that a compiled model wraps, or the model itself."""
     wrapped = model._modules.get(COMPILED_PREFIX.rstrip("."))
     return model if wrapped is None else wrapped
-
-
-def nbytes_of(tensor: torch.Tensor) -> int:
-    """Return the size in bytes of a tensor's elements."""
-    return tensor.numel() * tensor.element_size()
 
 
 def _obstacle(tensor: torch.Tensor) -> str | None:
