@@ -152,8 +152,10 @@ class TorchAdapter:
         return (_Named(name, local_part(tensor)) for name, tensor in self.named())
 
     def _shard(self, name: str, found: torch.Tensor) -> torch.Tensor:
-        """Return what FSDP2 shows a gathered copy of."""
-        return self._kept.get(name, found) if not is_dtensor(found) else found
+        """Return the shard that FSDP2 shows a gathered copy of; it may exchange shards, too."""
+        if name in self._kept and is_dtensor(found):
+            self._kept[name] = found
+        return self._kept.get(name, found)
 
     def _find(self, name: str) -> torch.Tensor | None:
         """Return what a name means now: modules and their tensors can be exchanged at any time."""
