@@ -130,26 +130,31 @@ class BaselineBuilder:
 
     def add(self, block: int, data: NDArray[np.uint8]) -> None:
         """Take in the bytes of one block."""
-        self._digests[block] = np.frombuffer(self._key.digest(data.data), np.uint8)
-        self._parts(block)[:] = self._of(block, data)
+        live, start = self._tensor, block * BLOCK_BYTES
+        if live.distant:
+            sums = block_sums(live.dtype, live.layout, data, start, self._key.secret)
+            self._take(block, sums, sums.data.cast("B"))
+        else:
+            self._take(block, block_residues(live.dtype, live.layout, data, start), data.data)
+
+    def _take(self, block: int, parts: NDArray[np.uint64], digested: memoryview) -> None:
+        self._parts(block)[:] = parts
+        self._digests[block] = np.frombuffer(self._key.digest(digested), np.uint8)
 
     def add_sums(self, sums: NDArray[np.uint64]) -> None:
         """Take in the sums of all blocks of a distant tensor."""
-        self._residues[:] = sums
         for block in range(len(self._digests)):
-            digest = self._key.digest(self._parts(block).data.cast("B"))
-            self._digests[block] = np.frombuffer(digest, np.uint8)
+            parts = np.ascontiguousarray(sums[self._firsts[block] : self._firsts[block + 1]])
+            self._take(block, parts, parts.data.cast("B"))
 
     def agrees(self, block: int, data: NDArray[np.uint8]) -> bool:
         """Return whether the bytes of a block have the residues that were taken in for it."""
-        return np.array_equal(self._parts(block)[:, :2], self._of(block, data))
+        live = self._tensor
+        residues = block_residues(live.dtype, live.layout, data, block * BLOCK_BYTES)
+        return np.array_equal(self._parts(block)[:, :2], residues)
 
     def _parts(self, block: int) -> NDArray[np.uint64]:
         return self._residues[self._firsts[block] : self._firsts[block + 1]]
-
-    def _of(self, block: int, data: NDArray[np.uint8]) -> NDArray[np.uint64]:
-        layout = self._tensor.layout
-        return block_residues(self._tensor.dtype, layout, data, block * BLOCK_BYTES)
 
     def finish(
         self,

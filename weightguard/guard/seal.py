@@ -55,10 +55,13 @@ def seal(
     then. Raises AdapterError, and WeightguardError for pieces that cannot make up a tensor.
     """
     declared = declared or Declared()
+    settled = declared.settled
     vouchers = Vouchers(manifest, names or {}, originals, declared.pieces)
     with Agreement(declared, manifest) as agreement:
 
         def seal_one(tensor: LiveTensor) -> tuple[TensorBaseline, list[Finding]]:
+            if tensor.name in settled:
+                return settled[tensor.name]
             if tensor.name in agreement.names:
                 return _seal_share(adapter, tensor, key, agreement), []
             return _seal_tensor(adapter, tensor, key, vouchers)

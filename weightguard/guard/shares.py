@@ -8,7 +8,7 @@ checksum of 128 bits a row. No weight leaves its process, and all of them see th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightguard.errors import WeightguardError
+from weightguard.finding import Finding
+from weightguard.guard.baseline import TensorBaseline
 from weightguard.guard.pieces import Piece
 from weightguard.locate import RowDelta, delta_column
 from weightguard.manifest import Manifest, recorded_view
@@ -76,10 +78,25 @@ class Together:
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """Of which attested bytes live tensors are made up, and which no process verifies alone."""
+    """Of which attested bytes live tensors are made up, and which no process verifies alone.
+
+    ``settled`` are entries, and findings about them, that all came to when they were sealed last.
+    """
 
     pieces: Mapping[str, Sequence[Piece]] = field(default_factory=dict)
     together: Sequence[Together] = ()
+    settled: Mapping[str, tuple[TensorBaseline, list[Finding]]] = field(default_factory=dict)
+
+    def settled_as(
+        self, entries: Mapping[str, TensorBaseline], findings: Iterable[Finding]
+    ) -> Declared:
+        """Return what is left to a process that seals again without the others."""
+        found = list(findings)
+        names = {name for group in self.together for name in group.names} & entries.keys()
+        settled = {
+            name: (entries[name], [f for f in found if f.location.tensor == name]) for name in names
+        }
+        return Declared(self.pieces, (), settled)
 
 
 @dataclass(frozen=True, slots=True)
