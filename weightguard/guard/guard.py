@@ -152,7 +152,7 @@ class Guard:
         if self.settings.step_bytes:
             self.scrub(self.settings.step_bytes)
         if self._response.must_raise():
-            raise IntegrityError(self._report(0, complete=False))
+            raise IntegrityError(self.report())
 
     def scrub(self, nbytes: int = BLOCK_BYTES, seconds: float | None = None) -> int:
         """Check the blocks that come next, and return how many bytes were verified.
@@ -167,6 +167,10 @@ class Guard:
         self._require_open()
         nbytes, complete = self._rounds.all()
         return self._report(nbytes, complete=complete)
+
+    def report(self) -> Report:
+        """Report what is open by now, without a check."""
+        return self._report(0, complete=False)
 
     def pin(self, pins: Iterable[Pinned]) -> None:
         """Compare these bytes before every forward pass, as they are now. Raises AdapterError."""
