@@ -43,11 +43,11 @@ class Engine:
     """One model, and one generation at a time."""
 
     def __init__(self, folder: Path, manifest: Path, golden: Path | None):
-        self._model = load_verified_model(folder, manifest)
+        self.model = load_verified_model(folder, manifest)
         self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         self._busy = threading.Lock()
         self.guard: TorchGuard = guard(
-            self._model,
+            self.model,
             manifest,
             golden=golden,
             on_incident=["log", "metrics", "repair", "quarantine", "raise"],
@@ -61,7 +61,7 @@ class Engine:
     @torch.inference_mode()
     def _generate(self, prompt: str, max_tokens: int) -> str:
         inputs = self._tokenizer(prompt, return_tensors="pt")
-        tokens = self._model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
+        tokens = self.model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
         return self._tokenizer.decode(tokens[0, inputs.input_ids.shape[1] :])
 
 

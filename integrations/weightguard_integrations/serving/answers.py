@@ -24,10 +24,10 @@ PAUSE = 0.02
 def sound_answer(guard: Guard, compute: Callable[[], T], patience: float = 10.0) -> T:
     """Return what ``compute`` gives, once the guard was healthy from its start to its end.
 
-    Calls it again where it was not, until ``patience`` seconds are over: then, and where the
-    guard stays degraded, sealing or quarantined for as long, raises IntegrityError. A sentinel
-    alone counts for nothing: an unusual prompt would never be answered. What ``compute`` raises
-    is passed on. Damage that nobody has found yet is not known here either.
+    Calls it again where it was not, and waits for a repair or an update to end, for ``patience``
+    seconds at most. After that, and at once in quarantine, raises IntegrityError. A sentinel alone
+    counts for nothing: an unusual prompt would never be answered. What ``compute`` raises is
+    passed on. Damage that nobody has found yet is not known here either.
     """
     ends = time.monotonic() + patience
     while True:
@@ -36,10 +36,9 @@ def sound_answer(guard: Guard, compute: Callable[[], T], patience: float = 10.0)
             answer = compute()
             if guard.state is State.HEALTHY and _last_damage(guard) == before:
                 return answer
-        else:
-            time.sleep(PAUSE)
-        if time.monotonic() >= ends:
+        if guard.state is State.QUARANTINED or time.monotonic() >= ends:
             raise IntegrityError(guard.report())
+        time.sleep(PAUSE)
 
 
 def _last_damage(guard: Guard) -> int:
