@@ -39,13 +39,20 @@ def add_routes(app: FastAPI, engine: Engine) -> None:
     @app.get("/test/incidents")
     def incidents() -> list[dict[str, Any]]:
         return [
-            {"code": i.code, "at": i.at, "number": i.number, "cause": i.cause, "tensor": i.tensor}
+            {
+                "code": i.code,
+                "at": i.at,
+                "number": i.number,
+                "cause": i.cause,
+                "tensor": i.tensor,
+                "block": i.block,
+            }
             for i in engine.guard.incidents
         ]
 
     @app.get("/test/parameters")
-    def parameters() -> dict[str, list[int]]:
-        return {name: list(p.shape) for name, p in engine.model.named_parameters()}
+    def parameters() -> dict[str, int]:
+        return {name: p.numel() for name, p in engine.model.named_parameters()}
 
 
 def main(folder: str, manifest: str, golden: str | None = None) -> None:

@@ -92,6 +92,11 @@ class LiveServer:
         found: list[dict[str, Any]] = json.loads(self.get("/test/incidents").body)
         return found
 
+    def parameters(self) -> dict[str, int]:
+        """Return the number of elements of each parameter."""
+        sizes: dict[str, int] = json.loads(self.get("/test/parameters").body)
+        return sizes
+
 
 @dataclass
 class Clients:
