@@ -284,10 +284,11 @@ class AdapterConformance:
     ) -> None:
         if isinstance(subject.adapter, Accounting) or not isinstance(subject.adapter, Writable):
             return
-        tensor, clean, output = biggest(subject.adapter), live_bytes(subject.adapter), subject.run()
+        tensor = max(subject.adapter.tensors(), key=lambda tensor: tensor.layout.rows)
+        clean, output = live_bytes(subject.adapter), subject.run()
         settings = quiet(on_incident=("metrics", "repair") if repairs else ("metrics",))
         with attested(subject.adapter, tmp_path) as manifest:
-            subject.poke(tensor.name, 100, bytes(4000))
+            subject.poke(tensor.name, 0, bytes(3 * tensor.layout.row_bytes))
             guard = Guard(subject.adapter, manifest, settings, golden=Copy(clean))
         assert (subject.run() == output) == repairs
         told = [code for code in codes(guard) if code != "WG916"]
@@ -299,7 +300,8 @@ class AdapterConformance:
     ) -> None:
         if isinstance(subject.adapter, Accounting):
             return
-        tensor, clean = biggest(subject.adapter), live_bytes(subject.adapter)
+        tensor = max(subject.adapter.tensors(), key=lambda tensor: tensor.layout.rows)
+        clean = live_bytes(subject.adapter)
         others = bytes(byte ^ 1 for byte in clean[tensor.name])
         with attested(subject.adapter, tmp_path) as manifest:
             subject.poke(tensor.name, 0, others)

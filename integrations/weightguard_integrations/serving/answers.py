@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from weightguard import IntegrityError
+from weightguard import IntegrityError, WeightguardError
 from weightguard.catalogue import Severity
 from weightguard.guard import Guard, State
 from weightguard.guard.incident import SENTINEL
@@ -27,8 +27,11 @@ def sound_answer(guard: Guard, compute: Callable[[], T], patience: float = 10.0)
     Calls it again where it was not, and waits for a repair or an update to end, for ``patience``
     seconds at most. After that, and at once in quarantine, raises IntegrityError. A sentinel alone
     counts for nothing: an unusual prompt would never be answered. What ``compute`` raises is
-    passed on. Damage that nobody has found yet is not known here either.
+    passed on. Damage that nobody has found yet is not known here either; so a guard that is closed
+    is refused with WeightguardError.
     """
+    if guard.closed:
+        raise WeightguardError("this guard is closed and watches no answers: make a new one")
     ends = time.monotonic() + patience
     while True:
         before = _last_damage(guard)

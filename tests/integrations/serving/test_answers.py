@@ -10,7 +10,7 @@ import pytest
 
 from tests.conformance.arrays import ArrayAdapter
 from tests.integrations.serving.test_routes import damage, model
-from weightguard import IntegrityError
+from weightguard import IntegrityError, WeightguardError
 from weightguard.finding import finding
 from weightguard.guard import Guard, Settings
 from weightguard_integrations.serving import sound_answer
@@ -83,6 +83,13 @@ def test_a_sentinel_alone_counts_for_nothing() -> None:
         return len(calls)
 
     assert sound_answer(guard, compute) == 1
+
+
+def test_a_closed_guard_vouches_for_no_answer() -> None:
+    guard, _ = made("repair")
+    guard.close()
+    with pytest.raises(WeightguardError, match="closed"):
+        sound_answer(guard, lambda: pytest.fail("computed"))
 
 
 def test_an_update_is_waited_for() -> None:
