@@ -14,7 +14,11 @@ from tests.integrations.serving.test_routes import parsed
 from tests.integrations.torch.real_folder import smollm2_folder
 from weightguard import fingerprint
 
-pytestmark = [pytest.mark.real, pytest.mark.proof]
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.proof,
+    pytest.mark.xdist_group("served-smollm2"),
+]
 
 PROMPTS = ("The capital of France is", "def add(a, b):")
 TOKENS = 5
