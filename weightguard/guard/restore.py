@@ -38,8 +38,9 @@ def restoration(
 ) -> Restoration | None:
     """Return what the tensor sealed as ``found`` should hold, None where that cannot be made.
 
-    Of a tensor most of whose rows have changed nothing is taken from the golden copy: these are
-    other weights, such as fine-tuned ones, and not damaged ones. Raises AdapterError.
+    A tensor most of whose rows have changed is given up: these are other weights, fine-tuned ones
+    say, and not damaged ones. For the same reason nothing of a tensor that is but one row is taken
+    from the golden copy. Raises AdapterError.
     """
     view = _as_recorded(adapter, found, manifest)
     if view is None:
@@ -47,11 +48,13 @@ def restoration(
     damage = find_damage([view], manifest, threads=1).get(manifest.numbers[view.name])
     if damage is None:
         return None
-    few = 2 * len(damage.rows) <= view.layout.rows
+    rows = view.layout.rows
+    if 2 * len(damage.rows) > max(rows, 2):
+        return None
     refs = [_ref(found, block) for block in sorted(damage.blocks)]
     blocks = _restored(view, damage, manifest)
     for ref in refs:
-        if few and golden is not None and ref.block not in blocks:
+        if rows > 1 and golden is not None and ref.block not in blocks:
             blocks[ref.block] = golden.block(found, ref)
     if any(blocks.get(ref.block) is None for ref in refs):
         return None
