@@ -217,6 +217,11 @@ class Baseline:
         return [(name, entry.tensor.nbytes) for name, entry in self.tensors.items()]
 
     @property
+    def attestations(self) -> list[tuple[Attestation, int]]:
+        """What vouches for each tensor, and its size in bytes."""
+        return [(entry.attestation, entry.tensor.nbytes) for entry in self.tensors.values()]
+
+    @property
     def nbytes(self) -> int:
         """The memory that digests and residues take."""
         return sum(

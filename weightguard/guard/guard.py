@@ -24,7 +24,7 @@ from weightguard.guard.gate import Gate
 from weightguard.guard.incident import Incident, report
 from weightguard.guard.ledger import Place
 from weightguard.guard.mend import Golden, Mender
-from weightguard.guard.metrics import COVERAGE_RATIO, MemoryMetrics
+from weightguard.guard.metrics import MemoryMetrics
 from weightguard.guard.pins import Pins
 from weightguard.guard.presence import Presence
 from weightguard.guard.reactions import Reactions
@@ -86,9 +86,9 @@ class Guard:
             self.metrics,
             self._around.clock,
         )
-        self._begin(sealed.baseline)
+        self._sealing.begin(sealed.baseline)
         forks.watch(self)
-        self._response.react(self._sealing.incidents(sealed.findings))
+        self._response.react(self._sealing.incidents(sealed))
 
     # life
 
@@ -153,7 +153,7 @@ class Guard:
         if self.settings.step_bytes:
             self._rounds.step(self.settings.step_bytes)
         if self._response.must_raise():
-            raise IntegrityError(self._report(0, complete=False))
+            raise IntegrityError(self.report())
 
     def scrub(self, nbytes: int = BLOCK_BYTES, seconds: float | None = None) -> int:
         """Check the blocks that come next, and return how many bytes were verified.
@@ -168,6 +168,10 @@ class Guard:
         self._require_open()
         nbytes, complete = self._rounds.all()
         return self._report(nbytes, complete=complete)
+
+    def report(self) -> Report:
+        """Report what is open by now, without a check."""
+        return self._report(0, complete=False)
 
     def pin(self, pins: Iterable[Pinned]) -> None:
         """Compare these bytes before every forward pass, as they are now. Raises AdapterError."""
@@ -227,23 +231,19 @@ class Guard:
     ) -> list[Incident]:
         former = self.baseline
         sealed = self._sealing.seal(manifest, names)
-        baseline, findings = sealed.baseline, sealed.findings
         if manifest is None:
-            baseline, findings = kept(former, baseline)
+            sealed = kept(former, sealed.baseline)
+        baseline = sealed.baseline
         self._rounds.begin_again(self._scrubber(baseline))
-        self._begin(baseline, former if manifest is None else None)
+        self._sealing.begin(baseline, former if manifest is None else None)
         self._pins.hold_again(baseline)
         told = self._casebook.note(declared(former, baseline))
-        return [told, *self._sealing.incidents(findings)]
+        return [told, *self._sealing.incidents(sealed)]
 
     def _scrubber(self, baseline: Baseline) -> Scrubber:
         around, known = self._around, self._casebook.knows
         waiting = Waiting(around.sleep)
         return Scrubber(self.adapter, baseline, self._key, around.random, waiting, known)
-
-    def _begin(self, baseline: Baseline, former: Baseline | None = None) -> None:
-        self._sealing.begin(baseline, former)
-        self.metrics.set(COVERAGE_RATIO, self.coverage().ratio)
 
     # asking
 
@@ -269,9 +269,7 @@ class Guard:
 
     def coverage(self) -> LiveCoverage:
         """Return how much of the live weights is watched, and what is not."""
-        entries = self.baseline.tensors.values()
-        sizes = ((entry.attestation, entry.tensor.nbytes) for entry in entries)
-        return live_coverage(sizes, gaps_of(self.adapter))
+        return live_coverage(self.baseline.attestations, gaps_of(self.adapter))
 
     def status(self) -> Status:
         """Return where the guard stands, for people and monitors."""

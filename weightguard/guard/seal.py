@@ -30,11 +30,20 @@ from weightguard.scan.digest import Hasher, tensor_hasher
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """What was found of a tensor before it was sealed, and what came of putting it right."""
+
+    found: Finding
+    outcomes: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Sealed:
     """A baseline, and what was found while it was made."""
 
     baseline: Baseline
     findings: tuple[Finding, ...]
+    attempts: tuple[Attempt, ...] = ()
 
 
 def seal(
