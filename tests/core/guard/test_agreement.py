@@ -47,7 +47,10 @@ class ThreadRanks:
 @pytest.fixture
 def weights() -> dict[str, np.ndarray]:
     generator = np.random.default_rng(4)
-    return {name: generator.standard_normal(SHAPE).astype(np.float32) for name in ("w", "whole")}
+    return {
+        name: generator.standard_normal(SHAPE).astype(np.float32)
+        for name in ("w", "whole", "sound")
+    }
 
 
 @pytest.fixture
@@ -72,9 +75,10 @@ def together(act: Callable[[int, ThreadRanks], object]) -> list[object]:
 
 
 def held(weights: dict[str, np.ndarray], rank: int) -> ArrayAdapter:
-    """A third of the columns of one tensor, and the whole of another."""
+    """A third of the columns of one tensor, and the whole of others."""
     columns = weights["w"][:, 100 * rank : 100 * (rank + 1)].copy()
-    return ArrayAdapter(ArrayRuntime({"w": columns, "whole": weights["whole"].copy()}))
+    others = {name: weights[name].copy() for name in ("whole", "sound")}
+    return ArrayAdapter(ArrayRuntime({"w": columns, **others}))
 
 
 def declared(ranks: ThreadRanks, piece: Piece | None = None) -> Declared:
@@ -146,15 +150,30 @@ def test_a_rank_that_cannot_seal_tells_the_others(
         assert "another rank" in str(errors[0])
 
 
-def test_parts_that_overlap_are_refused_by_all(
+def test_the_same_part_given_by_all_is_not_the_record(
     weights: dict[str, np.ndarray], manifest: Manifest
 ) -> None:
     def act(rank: int, ranks: ThreadRanks) -> Guard:
         told = declared(ranks, Piece("w", 0, 400, 1200, 40))
-        return Guard(held(weights, 0), manifest, Settings(declared=told))
+        return Guard(held(weights, 0), manifest, Settings(on_incident=[], declared=told))
+
+    for guard in together(act):
+        assert isinstance(guard, Guard)
+        assert [(i.code, i.tensor) for i in guard.incidents] == [("WG401", "w")]
+
+
+def test_parts_that_are_missing_are_refused_by_all(
+    weights: dict[str, np.ndarray], manifest: Manifest
+) -> None:
+    def act(rank: int, ranks: ThreadRanks) -> Guard:
+        adapter, told = held(weights, rank), declared(ranks)
+        if rank == 2:
+            adapter.runtime.arrays["w"] = weights["w"][:, 200:290].copy()
+            told = declared(ranks, Piece("w", 800, 1160, 1200, 40))
+        return Guard(adapter, manifest, Settings(declared=told))
 
     errors = together(act)
-    assert all("each part must be given once" in str(error) for error in errors)
+    assert all("290 words of row 0" in str(error) for error in errors)
 
 
 def test_without_a_manifest_nobody_is_asked(weights: dict[str, np.ndarray]) -> None:
