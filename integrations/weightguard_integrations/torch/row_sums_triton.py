@@ -19,13 +19,28 @@ ROWS, COLUMNS = 4, 512
 """Row parts that one program sums up, and words of each that it reads at a time."""
 
 
+def parts_before(block: int, row_words: int, block_words: int, cycle: int) -> int:
+    """Return how many row parts the blocks before one have, on the host or in a kernel.
+
+    That is one for each row that they touch, and one more for each of them that begins within a
+    row, which all do but every ``cycle``-th.
+    """
+    rows = (block * block_words + row_words - 1) // row_words
+    return rows + block - (block + cycle - 1) // cycle
+
+
+_parts_before = triton.jit(parts_before)
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def _sum_parts(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917 - a kernel's arguments
-    words, secret, sums, first_word, words_here, row_words, block_words, longest, parts,
+    words, secret, sums, first_block, before, words_here, row_words, block_words, cycle, longest,
     mask: tl.constexpr, part_step: tl.constexpr, word_step: tl.constexpr,
 ):  # fmt: skip
     """Sum up some row parts of one block; those that the block has not are left as they are."""
+    block = first_block + tl.program_id(0).to(tl.int64)
     begin = tl.program_id(0).to(tl.int64) * block_words
+    first_word = block * block_words - begin
     end = tl.minimum(begin + block_words, words_here)
     part = tl.program_id(1) * part_step + tl.arange(0, part_step)
     row = (first_word + begin) // row_words + part
@@ -45,7 +60,7 @@ def _sum_parts(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917 - a ke
         plain += word
         placed += word * (column[:, None] + place[None, :])
         keyed += word * number[None, :]
-    out = sums + (tl.program_id(0).to(tl.int64) * parts + part) * 3
+    out = sums + (_parts_before(block, row_words, block_words, cycle) - before + part) * 3
     there = length > 0
     tl.store(out, tl.sum(plain, 1), mask=there)
     tl.store(out + 1, tl.sum(placed, 1), mask=there)
@@ -56,15 +71,15 @@ def part_sums(
     words: torch.Tensor, dtype: DType, layout: RowLayout, start: int, secret: torch.Tensor
 ) -> torch.Tensor:
     """As ``row_sums.part_sums``, in one launch; raises nothing and waits for nothing."""
-    width = dtype.word_bytes
+    width, row = dtype.word_bytes, layout.row_words
+    block_words, first_block = BLOCK_BYTES // width, start // BLOCK_BYTES
     counts = part_counts(layout, start, start + len(words) * width)
-    most, block_words = int(counts.max()), BLOCK_BYTES // width
-    sums = torch.zeros((len(counts), most, 3), dtype=torch.int64, device=words.device)
-    _sum_parts[(len(counts), math.ceil(most / ROWS))](
-        words, secret, sums, start // width, len(words), layout.row_words, block_words,
-        min(layout.row_words, block_words), most,
+    cycle = row // math.gcd(row, block_words)
+    sums = torch.empty((int(counts.sum()), 3), dtype=torch.int64, device=words.device)
+    before = parts_before(first_block, row, block_words, cycle)
+    _sum_parts[(len(counts), math.ceil(int(counts.max()) / ROWS))](
+        words, secret, sums, first_block, before, len(words), row, block_words, cycle,
+        min(row, block_words),
         mask=(1 << 8 * width) - 1, part_step=ROWS, word_step=COLUMNS,
     )  # fmt: skip
-    if (counts == most).all():
-        return sums.reshape(-1, 3)
-    return torch.cat([sums[block, :count] for block, count in enumerate(counts.tolist())])
+    return sums

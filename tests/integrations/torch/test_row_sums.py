@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ CASES = [
     ("F32", ()),
 ]
 LARGE = [
+    ("BF16", (5, 300_001)),
     ("U8", (BLOCK_BYTES + 70,)),  # one row, over two blocks
     ("BF16", (300, 4096)),
     ("F32", (700, 900)),
@@ -83,6 +85,32 @@ def test_triton_in_its_interpreter() -> None:
     ]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     subprocess.run([sys.executable, "-c", "\n".join(lines)], env=environment, check=True)
+
+
+def test_the_kernel_compiles_for_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Down to machine code of compute capability 9.0, which needs no GPU, with 16-byte loads."""
+    triton = pytest.importorskip("triton", reason="as above")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from weightguard_integrations.torch import row_sums_triton
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = row_sums_triton._sum_parts
+    fixed = {
+        "mask": 0xFFFF,
+        "part_step": row_sums_triton.ROWS,
+        "word_step": row_sums_triton.COLUMNS,
+    }
+    types = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(fixed, "constexpr")
+    types |= {"words": "*i16", "secret": "*i64", "sums": "*i64"}
+    even = ("words", "secret", "sums", "words_here", "row_words", "block_words", "longest")
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in even}
+    constants = {(kernel.arg_names.index(name),): value for name, value in fixed.items()}
+    source = ASTSource(kernel, types, constants, attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    assert len(compiled.asm["cubin"]) > 0
+    assert "ld.global.v4.b32" in compiled.asm["ptx"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; none is here")
