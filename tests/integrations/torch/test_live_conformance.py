@@ -33,6 +33,9 @@ class TorchSubject:
         tensor = self.model.get_parameter(name) if self._is_parameter(name) else (
             self.model.get_buffer(name)
         )  # fmt: skip
+        if tensor.is_contiguous():
+            ctypes.memmove(tensor.data_ptr() + start, data, len(data))
+            return
         size = tensor.element_size()
         for number, byte in enumerate(data, start):
             element, within = divmod(number, size)
