@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from weightguard.errors import WeightguardError
+from weightguard.private import make_private, user_cache
 from weightguard.tensor import DTYPES
 from weightguard_integrations.onnxruntime.layout import DATA_NAME, Extent
 
@@ -70,8 +71,7 @@ def key_of(parts: Mapping[str, object]) -> str:
 
 def default_folder() -> Path:
     """Return the user's folder for sealed models."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "weightguard" / "onnxruntime"
+    return user_cache("onnxruntime")
 
 
 class Cache:
@@ -80,15 +80,7 @@ class Cache:
     def __init__(self, folder: Path):
         """Make the folder where it is missing; raise WeightguardError where it is not private."""
         self.folder = folder
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = folder.lstat()
-        except OSError as error:
-            raise _unusable(folder, error) from error
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-            raise _refused(folder, "is no folder of this user's own")
-        if stat.S_IMODE(found.st_mode) & 0o077:
-            raise _refused(folder, "can be entered by others", "run chmod 700 on it, or ")
+        make_private(folder, "Give cache= another one, or mode='inplace'")
 
     def obtain(
         self, key: str, build: Callable[[Path], None], load: Callable[[Path], object]
@@ -244,10 +236,4 @@ def _unusable(folder: Path, error: OSError) -> WeightguardError:
     return WeightguardError(
         f"the sealed model cannot be kept in {str(folder)!r:.300}: {error.strerror or error}. Give "
         "cache= a folder of this user's own with room for three times the model, or mode='inplace'"
-    )
-
-
-def _refused(folder: Path, why: str, remedy: str = "") -> WeightguardError:
-    return WeightguardError(
-        f"the cache folder {str(folder)!r:.300} {why}: {remedy}give cache= another one"
     )
