@@ -55,13 +55,16 @@ def test_damage_that_stays_ends_in_an_error_and_is_never_computed_with() -> None
 
 def test_damage_that_never_ends_does_not_keep_a_client_for_ever() -> None:
     guard, spoil = made("repair")
+    calls = []
 
     def compute() -> None:
+        calls.append(1)
         spoil()
         guard.check()
 
     with pytest.raises(IntegrityError):
-        sound_answer(guard, compute, patience=0.1)
+        sound_answer(guard, compute, attempts=4)
+    assert len(calls) == 4
 
 
 def test_quarantine_is_not_waited_for() -> None:
