@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from weightguard.errors import WeightguardError
+from weightguard.finding import Finding
 from weightguard.tensor import DType, RowLayout, row_layout
 
 GapKind: TypeAlias = Literal["copied", "unreachable"]
+Hearing: TypeAlias = Callable[[str, Sequence[Finding]], None]
+"""Who hears a witness: told the name of a live tensor, and findings about it."""
 
 
 class AdapterError(WeightguardError):
@@ -121,6 +124,18 @@ class Attachable(Protocol):
         """Have ``before_step`` called before each forward pass; return what detaches it.
 
         What ``before_step`` raises ends the forward pass. Works on a compiled model.
+        """
+        ...
+
+
+@runtime_checkable
+class Witness(Protocol):
+    """An adapter of a runtime that notices damage itself, while it computes."""
+
+    def witness(self, hearing: Hearing) -> Callable[[], None]:
+        """Have ``hearing`` called with a live tensor's name and findings; return what ends that.
+
+        The first finding is what was noticed, the others say what explains it.
         """
         ...
 

@@ -18,7 +18,7 @@ from typing import Self
 from weightguard.errors import IntegrityError, WeightguardError
 from weightguard.finding import Coverage, Finding, Report, finding
 from weightguard.guard import forks
-from weightguard.guard.adapter import Adapter, Attachable, Gap, Incomplete
+from weightguard.guard.adapter import Adapter, Attachable, Gap, Incomplete, Witness
 from weightguard.guard.background import Background
 from weightguard.guard.baseline import Baseline, Key
 from weightguard.guard.casebook import Casebook
@@ -86,6 +86,7 @@ class Guard:
         self._mending, self._gate = threading.Lock(), Gate()
         self._background = self._backgrounds()
         self._detach: Callable[[], None] | None = None
+        self._dismiss: Callable[[], None] | None = None
         self._closed = False
         self._pins: dict[Pinned, bytes] = {}
         self._to_raise: tuple[int, ...] = ()
@@ -104,9 +105,17 @@ class Guard:
         self._require_open()
         if self._detach is None and isinstance(self.adapter, Attachable):
             self._detach = self.adapter.attach(self.step)
+        self._call_witness()
         for thread in self._background:
             thread.start()
         return self
+
+    def _call_witness(self) -> None:
+        """Hear what the runtime notices itself, of the tensors that it has now."""
+        if self._dismiss is not None:
+            self._dismiss()
+        if isinstance(self.adapter, Witness):
+            self._dismiss = self.adapter.witness(self.hear)
 
     def _backgrounds(self) -> list[Background]:
         """Return what goes on beside the forward passes once the guard is started."""
@@ -126,6 +135,9 @@ class Guard:
         if self._detach is not None:
             self._detach()
             self._detach = None
+        if self._dismiss is not None:
+            self._dismiss()
+            self._dismiss = None
 
     def __enter__(self) -> Self:
         return self.start()
@@ -262,6 +274,20 @@ class Guard:
         """Take down a deviation that somebody else found: a sentinel, or a canary."""
         self._react(self._casebook.take([Deviation(place, found.message, found)]))
 
+    def hear(self, tensor: str, findings: Sequence[Finding]) -> None:
+        """Take down what the runtime noticed while it computed, and check the tensor. See Witness.
+
+        What explains it was changed in the tensor; what of that is left is corruption by digest.
+        """
+        if self._closed:
+            return
+        first = self._casebook.note(findings[0])
+        self._react([first, *[self._casebook.note(f, first.number) for f in findings[1:]]])
+        entry = self._scrubber.baseline.tensors.get(tensor)
+        if entry is not None and findings[1:]:
+            blocks = self._scrubber.schedule.containing(tensor, 0, entry.tensor.nbytes)
+            self._check_all(self._scrubber, blocks)
+
     def report_sound(self, place: Place) -> None:
         """Take back what was reported of a place: it is sound again."""
         self._casebook.resolve(place)
@@ -329,6 +355,8 @@ class Guard:
             try:
                 yield
                 incidents = self._seal_again(manifest, names)
+                if self._dismiss is not None:
+                    self._call_witness()
             except BaseException:
                 self._casebook.move(Event.OPENED if self._casebook.open else Event.SEALED)
                 raise

@@ -21,9 +21,10 @@ from tests.integrations.torch.real_folder import smollm2_folder
 from weightguard import Manifest, WeightguardError, fingerprint, verify
 from weightguard.salient import Salience, SuperWeight
 from weightguard_cli.main import main
+from weightguard_integrations.ternary.folder import read_packed
 from weightguard_integrations.ternary.imports import absmean
 from weightguard_integrations.ternary.layers import load_ternary
-from weightguard_integrations.ternary.ternarize import read_packed, ternarize
+from weightguard_integrations.ternary.ternarize import ternarize
 
 NAME = "model.layers.11.mlp.down_proj.weight"
 
@@ -55,9 +56,9 @@ def test_what_is_written_is_attested_and_reads_back(checkpoint: Path, tmp_path: 
     with Manifest.read(out / "model.weightguard.json") as manifest:
         assert verify(out, manifest).findings == ()
         assert {"a.norm.weight", "a.up_proj.weight.packed"} <= set(manifest.document.tensors)
-    ((name, matrix, kept),) = read_packed(out)
+    ((matrix, kept),) = read_packed(out)
     codes, scale = absmean(np.frombuffer(floats(40, 30), np.float32).reshape(40, 30))
-    assert (name, kept) == ("a.up_proj.weight", [])
+    assert (matrix.name, kept) == ("a.up_proj.weight", [])
     assert (matrix.unpack() == codes).all()
     assert matrix.scales.tolist() == [scale]
 
