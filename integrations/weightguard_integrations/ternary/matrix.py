@@ -153,7 +153,7 @@ class PackedMatrix:
         rows, columns = self.shape
         source = operands.activations(x, columns)
         shape = (*source.array.shape[:-1], rows)
-        target = operands.new_output(x, shape) if out is None else operands.output(out, shape)
+        target = operands.new_output(source, shape) if out is None else operands.output(out, shape)
         tokens = math.prod(shape[:-1])
 
         def product(bits: tuple[Drill, ...] = ()) -> bytes | None:
