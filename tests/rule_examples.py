@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -158,6 +159,23 @@ def _config(text: str) -> Command:
     write_safetensors(Path("model/model.safetensors"), ONE)
     Path("model/config.json").write_text(text)
     return ("audit", "model")
+
+
+def _interrupted() -> Command:
+    """Repair a flipped bit in place, on a disk that stops taking bytes half-way."""
+    path = write_safetensors(Path("model.safetensors"), ONE)
+    run(("manifest", path.name, "-o", "model.weightguard.json"))
+    write_safetensors(path, _flipped(ONE))
+    plain, inode = os.pwrite, path.stat().st_ino
+
+    def failing(descriptor: int, data: memoryview, offset: int) -> int:
+        if os.fstat(descriptor).st_ino == inode:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return plain(descriptor, data, offset)
+
+    with mock.patch.object(os, "pwrite", failing), contextlib.redirect_stderr(io.StringIO()):
+        run(("repair", path.name, "model.weightguard.json", "--in-place"))
+    return ("verify", path.name, "model.weightguard.json")
 
 
 def _config_mismatch() -> Command:
@@ -396,6 +414,7 @@ EXAMPLES: dict[str, Callable[[], Command]] = {
     "WG120": lambda: _config('["no", "object"]'),
     "WG121": lambda: _index(lambda f: [write_safetensors(f / "extra.safetensors", TWO)].clear()),
     "WG122": lambda: ("audit", "missing.safetensors"),
+    "WG123": _interrupted,
     "WG201": lambda: _with((3, 5), np.nan),
     "WG202": lambda: _with((3, 5), np.inf),
     "WG203": lambda: _values(np.zeros((64, 64))),

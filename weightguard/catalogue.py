@@ -225,6 +225,14 @@ _RULES = (
         "Fetch the missing file, or check the path and its permissions.",
     ),
     Rule(
+        "WG123",
+        "unfinished-repair",
+        _ERROR,
+        "A repair in place was interrupted, and its journal is still there.",
+        "Until it is finished, files may be half damaged and half healed.",
+        "Run `weightguard repair PATH MANIFEST --in-place` again, or delete the journal.",
+    ),
+    Rule(
         "WG201",
         "nan",
         _CRITICAL,

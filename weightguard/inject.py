@@ -14,7 +14,13 @@ from weightguard.checkpoint import Checkpoint, open_checkpoint
 from weightguard.checkpoint.files import FileRange
 from weightguard.checkpoint.names import shown
 from weightguard.errors import WeightguardError
-from weightguard.repair.folders import copy_rest, new_checkpoint, refuse_target, write_images
+from weightguard.repair.folders import (
+    copy_rest,
+    new_checkpoint,
+    refuse_inside,
+    refuse_target,
+    write_images,
+)
 from weightguard.repair.image import Image, PatchStore
 from weightguard.scan.digest import BLOCK_BYTES
 from weightguard.tensor import TensorView
@@ -114,6 +120,8 @@ def inject(
 
 def _write(path: Path, output: Path, images: dict[str, Image]) -> None:
     single = not path.is_dir() and len(images) == 1
+    if not path.is_dir() and not single:
+        refuse_inside(output, path)
     with new_checkpoint(output, single=single) as work:
         named = dict(zip([output.name], images.values(), strict=True)) if single else images
         write_images(named, work)

@@ -31,7 +31,7 @@ from weightguard.salient import Salience, SuperWeight
 from weightguard.scan.digest import BLOCK_DIGEST, DigestAlgorithm
 from weightguard.scan.fingerprint import Statistics, TensorFingerprint
 from weightguard.scan.formats import FORMATS
-from weightguard.sidecar import ArraySpec, Sidecar, SidecarWriter, array_specs
+from weightguard.sidecar import FETCH_AGAIN, ArraySpec, Sidecar, SidecarWriter, array_specs
 from weightguard.tensor import DTYPES, MAX_DIMENSIONS, TensorView
 
 SCHEMA: Literal["weightguard-manifest-v1"] = "weightguard-manifest-v1"
@@ -42,6 +42,8 @@ SIDECAR_SUFFIX, PARITY_SUFFIX = ".sidecar", ".parity"
 UNWRITTEN = "unwritten.sidecar"
 """Names the sidecar of a manifest that was not written yet."""
 CANARY_LOGITS = "canary/logits"
+_OR_WITHOUT_PARITY = FETCH_AGAIN.removesuffix(".") + ", or go without it (--no-parity)."
+_WHOLE = "Fetch it again from where it came."
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Hex256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
@@ -146,26 +148,27 @@ class Manifest:
     def open_parity(self) -> Parity | None:
         """Open the parity sidecar and check all of it; None for a manifest without parity.
 
-        Raises ManifestError where it is missing, altered or damaged.
+        Raises ManifestError where it is missing, altered or damaged; it says how a repair goes
+        without.
         """
         record = self.document.parity
         if record is msgspec.UNSET:
             return None
-        sidecar = self.parity or self._parity_file(record)
+        sidecar = self.parity or self._parity_file(record, _OR_WITHOUT_PARITY)
         try:
             if sidecar.file.size != record.size or sidecar.digest() != record.digest:
                 raise ManifestError(
                     f"the parity sidecar {record.name} is not the one that the manifest was "
-                    "written with. Restore it, or go without it (--no-parity)."
+                    f"written with. {_OR_WITHOUT_PARITY}"
                 )
             return Parity.of(sidecar, self.views())
         except BaseException:
             sidecar.close()
             raise
 
-    def _parity_file(self, record: SidecarRecord) -> Sidecar:
+    def _parity_file(self, record: SidecarRecord, remedy: str = FETCH_AGAIN) -> Sidecar:
         folder = self.folder or Path()
-        return Sidecar.open(folder / record.name, record.name, "parity sidecar")
+        return Sidecar.open(folder / record.name, record.name, "parity sidecar", remedy)
 
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write the manifest to ``path`` and its sidecar beside it; return the sidecar's path.
@@ -385,9 +388,7 @@ def _decode(data: bytes, name: str) -> ManifestDocument:
             raise ManifestError(_version_message(name, version))
         return msgspec.json.decode(data, type=ManifestDocument)
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as e:
-        raise ManifestError(
-            f"{name} is not a valid weightguard manifest: {e}. Restore it or write it again."
-        ) from e
+        raise ManifestError(f"{name} is not a valid weightguard manifest: {e}. {_WHOLE}") from e
 
 
 def _version_message(name: str, version: str) -> str:
@@ -401,19 +402,18 @@ def _check_document(document: ManifestDocument) -> None:
     tensors = document.tensors
     names = [name for primary, r in tensors.items() for name in (primary, *r.aliases)]
     if len(set(names)) != len(names):
-        raise ManifestError("the manifest gives one name to several tensors. Write it again.")
+        raise ManifestError(f"the manifest gives one name to several tensors. {_WHOLE}")
     for name, record in tensors.items():
         contradiction = _contradiction(record, recorded_view(name, record), document)
         if contradiction:
             raise ManifestError(
-                f"the manifest contradicts itself: tensor {name[:100]!r} {contradiction}. "
-                "Restore it or write it again."
+                f"the manifest contradicts itself: tensor {name[:100]!r} {contradiction}. {_WHOLE}"
             )
     weights = weights_digest(tensors)
     if weights != document.weights:
         raise ManifestError(
             f"the manifest contradicts itself: its tensors amount to weights {weights}, "
-            f"it says {document.weights}. Restore it or write it again."
+            f"it says {document.weights}. {_WHOLE}"
         )
 
 
@@ -470,7 +470,7 @@ def _check_sidecar(document: ManifestDocument, sidecar: Sidecar) -> None:
     if sidecar.file.size != record.size or sidecar.digest() != record.digest:
         raise ManifestError(
             f"the sidecar {record.name} is not the one that the manifest was written with. "
-            "Restore both files together."
+            "Fetch both again from where the manifest came."
         )
     for number, name in enumerate(sorted(document.tensors)):
         for spec in array_specs(number, recorded_view(name, document.tensors[name])):

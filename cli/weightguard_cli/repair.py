@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,9 @@ from weightguard_cli.options import (
 
 if TYPE_CHECKING:
     from weightguard.repair import RepairOutcome
+
+
+_STANDS_FOR_FOLDER = re.compile(r"\.index\.json$|-\d{5}-of-\d{5}\.gguf$")
 
 
 @click.command()
@@ -105,9 +109,12 @@ def _told(outcome: RepairOutcome, weights: str, output_format: str) -> str:
 
 
 def repaired_name(path: Path) -> Path:
-    """Return ``NAME.repaired`` for a folder, ``NAME.repaired.SUFFIX`` for a file."""
+    """Return ``NAME.repaired`` for a folder, ``NAME.repaired.SUFFIX`` for a file.
+
+    An index, or a part of a split model, stands for its folder.
+    """
     path = path.absolute()
-    if path.is_dir():
-        path = path.resolve()
-        return path.with_name(path.name + ".repaired")
+    if path.is_dir() or _STANDS_FOR_FOLDER.search(path.name):
+        folder = (path if path.is_dir() else path.parent).resolve()
+        return folder.with_name(folder.name + ".repaired")
     return path.with_name(f"{path.stem}.repaired{path.suffix}")

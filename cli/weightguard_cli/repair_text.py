@@ -25,7 +25,7 @@ def repair_text(outcome: RepairOutcome, presentation: Presentation) -> str:
 
 
 def _head(outcome: RepairOutcome) -> tuple[str, str]:
-    done = bool(outcome.tensors or outcome.containers or outcome.resumed)
+    done = _is_done(outcome)
     if outcome.healed:
         said = "all damage is healed, and every digest is the manifest's"
         return (f"HEALED: {said}", "good") if done else ("INTACT: nothing was damaged", "good")
@@ -34,9 +34,15 @@ def _head(outcome: RepairOutcome) -> tuple[str, str]:
     return "NOT HEALED: nothing could be restored, and nothing was changed", "critical"
 
 
+def _is_done(outcome: RepairOutcome) -> bool:
+    return bool(outcome.tensors or outcome.containers or outcome.resumed)
+
+
 def _healed(outcome: RepairOutcome) -> Iterator[str]:
     if outcome.resumed:
         yield "an interrupted repair was finished from its journal"
+    if outcome.discarded:
+        yield "the journal of an interrupted repair was removed: its files were replaced since"
     for tensor in outcome.tensors[:MAX_SHOWN]:
         yield f"{escape_name(tensor.tensor)} in {escape_name(tensor.file)}: {_sources(tensor)}"
     if len(outcome.tensors) > MAX_SHOWN:
@@ -70,7 +76,8 @@ def _where(outcome: RepairOutcome) -> Iterator[str]:
         if not outcome.report.complete:
             yield "  It cannot be opened, and no parity knows its files: only a whole copy helps."
         return
-    yield f"  The result is at {escape_name(outcome.output)}."
+    what = "The result" if _is_done(outcome) else "A copy, the same as what was given,"
+    yield f"  {what} is at {escape_name(outcome.output)}."
     if outcome.copied:
         yield f"  Copied as they are, not checked: {_named(outcome.copied)}."
     if outcome.left_out:

@@ -42,6 +42,9 @@ _EQUALITY = ("WG305", "WG306", "WG4")
 _DEMANDS = ("WG51", "WG6")
 """Rules of what a policy demands beyond sound weights."""
 
+_UNFINISHED = "WG123"
+"""The rule of a repair in place that was interrupted."""
+
 _NOT_READ = frozenset({"WG108", "WG116", "WG119"})
 """Rules that leave a tensor out though nothing shows that it is damaged."""
 
@@ -78,6 +81,8 @@ def _bad(report: Report) -> Verdict:
         return Verdict("UNSUPPORTED", _unread(report) or _count(report), "bad")
     if any(f.rule.startswith("WG50") for f in graver):
         return Verdict("UNTRUSTED", _count(report), "bad")
+    if all(f.rule == _UNFINISHED for f in graver):
+        return Verdict("UNFINISHED", _count(report), "bad")
     if all(f.rule.startswith(_DEMANDS) for f in graver):
         return Verdict("REFUSED", _count(report), "bad")
     equality_only = all(f.rule.startswith(_EQUALITY) for f in graver)

@@ -77,6 +77,7 @@ def changed_element() -> Finding:
         ),
         ((changed_element(),), VERIFY, "DIFFERENT: 1 critical finding in 1 of 272 tensors"),
         ((finding("WG121", "extra"),), AUDIT, "SUSPECT: 1 warning finding"),
+        ((finding("WG123", "journal"),), VERIFY, "UNFINISHED: 1 error finding"),
         ((finding("WG119", "sparse"),), AUDIT, "UNSUPPORTED: 1 error finding"),
         (
             (finding("WG408", "untied", tensor="a"),),

@@ -12,7 +12,9 @@ from tests.checkpoints import Tensors, random_tensor, write_safetensors, write_s
 from tests.real_models import smollm2_bf16
 from tests.signers import write_key
 from weightguard import ManifestError, Report, audit, fingerprint, gate, open_checkpoint
+from weightguard.catalogue import Severity
 from weightguard.checkpoint.files import CheckpointFile
+from weightguard.checkpoint.unfinished import JOURNAL
 from weightguard.errors import WeightguardError
 from weightguard.policy import Policy, PolicyError
 from weightguard.policy.reading import parse_policy
@@ -44,6 +46,15 @@ def judged(path: Path, text: str, tmp_path: Path, **options: object) -> Report:
 
 def codes(report: Report) -> list[str]:
     return [found.rule for found in report.findings]
+
+
+def test_what_may_be_half_written_does_not_pass(model: Path, tmp_path: Path) -> None:
+    (model / JOURNAL).touch()
+    report = judged(model, "", tmp_path)
+    assert codes(report) == ["WG123"]
+    assert report.at_least(Severity.ERROR)
+    (model / "model.safetensors").write_bytes(b"\xff" * 100)
+    assert set(codes(judged(model, "", tmp_path))) > {"WG123"}
 
 
 def test_no_demand_is_an_audit(model: Path, tmp_path: Path) -> None:

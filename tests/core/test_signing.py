@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.checkpoints import random_tensor, write_sharded
 from tests.signers import model_signing, write_authority, write_key
 from weightguard import ManifestError, Report, WeightguardError
+from weightguard.checkpoint.unfinished import JOURNAL
 from weightguard.signing import (
     Certificate,
     CertifiedKey,
@@ -323,6 +324,8 @@ def test_a_signature_never_replaces_anything_else(signed, keys):
         (lambda f: (f / "link").symlink_to("config.json"), "'link' is no regular file"),
         (lambda f: (f / "sub" / os.fsdecode(b"x\xff")).touch(), "not Unicode text"),
         (lambda f: [(f / f"{n}.weightguard.json").touch() for n in "ab"], "several manifests"),
+        (lambda f: (f / JOURNAL).touch(), "interrupted: nothing was signed.*--in-place.*delete"),
+        (lambda f: (f / "sub" / JOURNAL).touch(), "interrupted: nothing was signed"),
     ],
 )
 def test_a_folder_that_cannot_be_signed_stays_as_it_is(tmp_path, keys, spoil, words):

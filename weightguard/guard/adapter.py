@@ -20,8 +20,8 @@ from weightguard.finding import Finding
 from weightguard.tensor import DType, RowLayout, row_layout
 
 GapKind: TypeAlias = Literal["copied", "unreachable"]
-Hearing: TypeAlias = Callable[[str, Sequence[Finding]], None]
-"""Who hears a witness: told the name of a live tensor, and findings about it."""
+Hearing: TypeAlias = Callable[[Sequence[str], Sequence[Finding]], None]
+"""Who hears a witness: told the names of live tensors, and findings about them."""
 
 
 class AdapterError(WeightguardError):
@@ -133,7 +133,7 @@ class Witness(Protocol):
     """An adapter of a runtime that notices damage itself, while it computes."""
 
     def witness(self, hearing: Hearing) -> Callable[[], None]:
-        """Have ``hearing`` called with a live tensor's name and findings; return what ends that.
+        """Have ``hearing`` called with names of live tensors and findings; return what ends that.
 
         The first finding is what was noticed, the others say what explains it.
         """

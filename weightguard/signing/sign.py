@@ -13,6 +13,7 @@ from weightguard.catalogue import Severity
 from weightguard.checkpoint.files import CheckpointFile
 from weightguard.checkpoint.names import require_unicode_file_names, shown
 from weightguard.checkpoint.strict_json import read_json_object
+from weightguard.checkpoint.unfinished import REMEDY, is_journal
 from weightguard.errors import CheckpointError, WeightguardError
 from weightguard.finding import Report
 from weightguard.progress import Progress
@@ -82,9 +83,17 @@ def _manifest_in(root: Path) -> Path | None:
 
 
 def _refuse_unsignable(root: Path) -> None:
-    """Raise WeightguardError for what the library refuses, before anything is written."""
+    """Raise WeightguardError for what the library refuses, before anything is written.
+
+    So it does for what may be half written.
+    """
     for name, entry in entries(root, frozenset()):
         require_unicode_file_names([name])
+        if is_journal(entry.name):
+            raise WeightguardError(
+                f"{shown(name)} is of a repair in place that was interrupted: nothing was signed. "
+                f"{REMEDY}"
+            )
         if not entry.is_file(follow_symlinks=False):
             raise WeightguardError(
                 f"{shown(name)} is no regular file, and signatures are of regular files. "

@@ -18,6 +18,7 @@ from weightguard import WeightguardError
 from weightguard.guard import Hearing
 from weightguard_integrations.ternary.folder import read_others, read_packed
 from weightguard_integrations.ternary.imports import absmean, as_float32
+from weightguard_integrations.ternary.live import PARTS
 from weightguard_integrations.ternary.matrix import OnFault, PackedMatrix, Verify
 from weightguard_integrations.ternary.packed import PackedInt8, PackedTernary
 
@@ -59,7 +60,7 @@ class PackedWeight(nn.Module):
 
     def witness(self, hearing: Hearing) -> Callable[[], None]:
         """See ``weightguard.guard.Witness``: what products with this matrix found."""
-        return self.matrix.witness(partial(hearing, "packed"))
+        return self.matrix.witness(partial(hearing, PARTS))
 
     def add_kept(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add the products of the weights in full precision to ``y``."""

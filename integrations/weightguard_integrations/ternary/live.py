@@ -20,7 +20,7 @@ from weightguard.tensor import DTYPES
 if TYPE_CHECKING:
     from weightguard_integrations.ternary.matrix import PackedMatrix
 
-PACKED, SCALE = "packed", "scale"
+PARTS = PACKED, SCALE = "packed", "scale"
 
 
 class TernaryAdapter:
@@ -32,7 +32,7 @@ class TernaryAdapter:
 
     def tensors(self) -> Sequence[LiveTensor]:
         """See Adapter; a matrix of several names is listed under the first."""
-        parts = (f"{name}.{part}" for name, _ in self._once() for part in (PACKED, SCALE))
+        parts = (f"{name}.{part}" for name, _ in self._once() for part in PARTS)
         return [tensor for part in parts if (tensor := self.describe(part)) is not None]
 
     def describe(self, name: str) -> LiveTensor | None:
@@ -56,7 +56,8 @@ class TernaryAdapter:
         """See Witness: what products of the matrices found."""
         ends = ExitStack()
         for name, matrix in self._once():
-            ends.callback(matrix.witness(partial(hearing, f"{name}.{PACKED}")))
+            parts = [f"{name}.{part}" for part in PARTS]
+            ends.callback(matrix.witness(partial(hearing, parts)))
         return ends.close
 
     def _once(self) -> Iterator[tuple[str, PackedMatrix]]:
@@ -70,7 +71,7 @@ class TernaryAdapter:
     def _find(self, name: str) -> tuple[PackedMatrix, NDArray[Any]] | None:
         place, _, part = name.rpartition(".")
         matrix = self._matrices.get(place)
-        if matrix is None or part not in (PACKED, SCALE):
+        if matrix is None or part not in PARTS:
             return None
         return matrix, matrix.groups if part == PACKED else matrix.scales
 

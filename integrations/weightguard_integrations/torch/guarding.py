@@ -122,7 +122,7 @@ class TorchGuard(Guard):
         """
         assert isinstance(self.adapter, TorchAdapter)
         self._canary = LiveCanary(self.adapter.root, tokens)
-        self._background.append(Background(self.run_canary, lambda: period, "weightguard-canary"))
+        self._presence.add(Background(self.run_canary, lambda: period, "weightguard-canary"))
 
     def run_canary(self) -> bool:
         """Run the canary now; return whether its logits are those of the sealed model.
@@ -164,7 +164,7 @@ class TorchGuard(Guard):
         blocks = find_block_list(self.adapter.root, count)
         if blocks is None:
             message = f"no list of {count} blocks was found, so their activations are not watched"
-            self._react([self._casebook.note(finding(UNCOVERED, message))])
+            self.note(finding(UNCOVERED, message))
         else:
             self._sentinels = Sentinels(
                 blocks, calibration.massive_activations, calibration.activation_bounds
@@ -172,7 +172,7 @@ class TorchGuard(Guard):
 
     def step(self) -> None:
         """Check what one forward pass pays for, and what the one before it left. See Guard."""
-        if not self._closed:
+        if not self.closed:
             self.read_sentinels()
         super().step()
 
@@ -185,7 +185,7 @@ class TorchGuard(Guard):
             alarms = self._sentinels.read() if let_in and self._sentinels is not None else []
         if not alarms:
             return True
-        self._react([self._casebook.note(sentinel_finding(alarms))])
+        self.note(sentinel_finding(alarms))
         if time.monotonic() - self._alarmed >= ALARM_PERIOD:
             self._alarmed = time.monotonic()
             self.check()

@@ -166,8 +166,8 @@ class TorchAdapter:
         return ",".join(merged)
 
 
-def _told(hearing: Hearing, prefix: str, name: str, found: Sequence[Finding]) -> None:
-    hearing(prefix + name, found)
+def _told(hearing: Hearing, prefix: str, names: Sequence[str], found: Sequence[Finding]) -> None:
+    hearing([prefix + name for name in names], found)
 
 
 def root_of(model: nn.Module) -> nn.Module:

@@ -140,6 +140,18 @@ def test_a_guard_hears_a_product_and_heals_its_weights(on_fault: str, x: torch.T
         assert len(codes(g)) == 2 + len(healed)
 
 
+def test_flipped_scales_are_heard_and_healed(x: torch.Tensor) -> None:
+    model = layers()
+    expected = model(x)
+    with guard(model, scrub=None, step_budget=0) as g:
+        model[2].packed.scales.view(np.uint32)[7] ^= 1 << 30  # type: ignore[index]
+        with pytest.raises(IntegrityError):
+            model(x)
+        assert codes(g) == ["WG920", "WG921", "WG901", "WG907"]
+        assert g.incidents[-2].tensor == "2.weight.scale"
+        assert torch.equal(model(x), expected)
+
+
 def test_a_passing_fault_is_heard_and_opens_nothing(x: torch.Tensor) -> None:
     model = layers()
     with guard(model, scrub=None) as g:
