@@ -35,7 +35,7 @@ from weightguard_integrations.ternary.memory import packed_bytes
 
 SHAPES = ("640x2560", "2560x2560", "6912x2560", "2560x6912", "14336x4096", "4096x14336")
 TOKENS = (1, 2, 4, 8, 64, 256)
-COLD_BYTES = 160 << 20
+COLD_BYTES = 512 << 20
 FLOOR_BYTES = 512 << 20
 FLOOR_SAMPLE = 8 << 20
 PEAK_ROUNDS = 200_000
