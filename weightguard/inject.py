@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -154,8 +155,10 @@ class _Drill:
     def _tensor(self, name: str) -> TensorView:
         tensor = self._tensors.get(name)
         if tensor is None:
+            close = difflib.get_close_matches(name[:200], self._tensors, n=1)
+            hint = f"; did you mean {shown(close[0])}?" if close else "."
             raise WeightguardError(
-                f"the checkpoint has no tensor {shown(name)} that lies in one run of a file; "
+                f"the checkpoint has no tensor {shown(name)} that lies in one run of a file{hint} "
                 "`weightguard inspect` lists its tensors."
             )
         return tensor

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from weightguard.catalogue import Severity
 from weightguard.finding import Coverage, Report
-from weightguard_cli.units import byte_size, counted, listed
+from weightguard.units import byte_size, counted, listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,14 @@ def _count(report: Report) -> str:
     counts = Counter(found.severity for found in report.findings)
     parts = [f"{counts[s.label]} {s.label}" for s in reversed(Severity) if counts[s.label]]
     noun = "finding" if len(report.findings) == 1 else "findings"
+    return f"{listed(parts) or 'no'} {noun}{_where(report)}"
+
+
+def _where(report: Report) -> str:
+    """Return how many tensors have findings; of how many only where all of them were read."""
     tensors = {f.location.tensor for f in report.findings if f.location.tensor is not None}
-    total = report.coverage.tensors_total
-    where = f" in {len(tensors)} of {counted(total, 'tensor')}" if tensors and total else ""
-    return f"{listed(parts) or 'no'} {noun}{where}"
+    if not tensors or not report.coverage.tensors_total:
+        return ""
+    if tensors <= {tensor.name for tensor in report.ranges}:
+        return f" in {len(tensors):,} of {counted(report.coverage.tensors_total, 'tensor')}"
+    return f" in {counted(len(tensors), 'tensor')}"

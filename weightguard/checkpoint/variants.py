@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from weightguard.checkpoint.choice import WEIGHT_SUFFIXES
-from weightguard.checkpoint.names import counted, shown
+from weightguard.checkpoint.names import shown
 from weightguard.finding import BesideKind, Finding, finding
+from weightguard.units import counted
 
 MAX_LISTED = 8
 """Missing shards that a finding's evidence names."""

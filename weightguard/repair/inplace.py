@@ -20,7 +20,7 @@ import numpy as np
 from weightguard.atomic import sync_folder
 from weightguard.checkpoint.files import CheckpointFile, Folder
 from weightguard.checkpoint.hugging_face import blobs_of
-from weightguard.checkpoint.names import counted, shown
+from weightguard.checkpoint.names import shown
 from weightguard.errors import CheckpointError, WeightguardError
 from weightguard.repair.image import Difference, Stored
 from weightguard.repair.journal import (
@@ -30,6 +30,7 @@ from weightguard.repair.journal import (
     rest_of,
     tail_of,
 )
+from weightguard.units import counted
 
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _ELSEWHERE = "or repair into a new checkpoint (-o)"

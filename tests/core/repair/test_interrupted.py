@@ -202,7 +202,7 @@ def test_a_disk_too_full_to_grow_leaves_everything_as_it_was(
     before = contents(case.model)
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", full_disk)
-        with pytest.raises(WeightguardError, match=r"400000 bytes.*They are as they were"):
+        with pytest.raises(WeightguardError, match=r"400,000 bytes.*They are as they were"):
             case.in_place(case.parity)
     assert contents(case.model) == before
     assert case.in_place(case.parity).healed
