@@ -19,10 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightguard.errors import WeightguardError
+from weightguard.finding import Finding
 from weightguard.tensor import DType, RowLayout, row_layout
 
 T_co = TypeVar("T_co", covariant=True)
 GapKind: TypeAlias = Literal["copied", "unreachable"]
+Hearing: TypeAlias = Callable[[Sequence[str], Sequence[Finding]], None]
+"""Who hears a witness: told the names of live tensors, and findings about them."""
 
 
 class AdapterError(WeightguardError):
@@ -167,6 +170,18 @@ class Attachable(Protocol):
         """Have ``before_step`` called before each forward pass; return what detaches it.
 
         What ``before_step`` raises ends the forward pass. Works on a compiled model.
+        """
+        ...
+
+
+@runtime_checkable
+class Witness(Protocol):
+    """An adapter of a runtime that notices damage itself, while it computes."""
+
+    def witness(self, hearing: Hearing) -> Callable[[], None]:
+        """Have ``hearing`` called with names of live tensors and findings; return what ends that.
+
+        The first finding is what was noticed, the others say what explains it.
         """
         ...
 

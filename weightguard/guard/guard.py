@@ -6,7 +6,7 @@ incidents; a response follows each, and those that are open decide the state.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -73,7 +73,7 @@ class Guard:
             self._find,
             self.metrics,
         )
-        self._pins, self._presence = Pins(adapter), Presence(adapter, self.step)
+        self._pins, self._presence = Pins(adapter), Presence(adapter, self.step, self.hear)
         self._plan_scrubbing()
         self._sealing = Sealing(adapter, self._key, golden, self.settings, self._casebook)
         sealed = self._sealing.seal(manifest, names)
@@ -191,6 +191,21 @@ class Guard:
         """Take down an incident that opens no deviation."""
         self._response.react([self._casebook.note(found)])
 
+    def hear(self, tensors: Sequence[str], findings: Sequence[Finding]) -> None:
+        """Take down what the runtime noticed while it computed. See Witness.
+
+        Where stored bytes explain it the tensors are checked: what is left of that is corruption.
+        """
+        if self.closed:
+            return
+        first = self._casebook.note(findings[0])
+        causes = [self._casebook.note(found, first.number) for found in findings[1:]]
+        self._response.react([first, *causes])
+        for name in tensors if causes else ():
+            entry = self.baseline.tensors.get(name)
+            if entry is not None:
+                self._rounds.of(name, 0, entry.tensor.nbytes)
+
     def repair(self, incident: Incident) -> None:
         """Put a corrupt block right, if its incident is open."""
         self._response.repair(incident)
@@ -237,6 +252,7 @@ class Guard:
         self._rounds.begin_again(self._scrubber(baseline))
         self._sealing.begin(baseline, former if manifest is None else None)
         self._pins.hold_again(baseline)
+        self._presence.begin_again()
         told = self._casebook.note(declared(former, baseline))
         return [told, *self._sealing.incidents(sealed)]
 

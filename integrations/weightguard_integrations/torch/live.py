@@ -9,12 +9,15 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from weightguard.guard import AdapterError, Gap, LiveTensor, Token
+from weightguard.finding import Finding
+from weightguard.guard import AdapterError, Gap, Hearing, LiveTensor, Token, Witness
 from weightguard.tensor import row_layout
 from weightguard_integrations.torch.distant import Answer, Devices, capturing
 from weightguard_integrations.torch.dtypes import dtype_of
@@ -128,6 +131,15 @@ class TorchAdapter:
 
         return Entrance(self._entrance, self._root, step).remove
 
+    def witness(self, hearing: Hearing) -> Callable[[], None]:
+        """See Witness: modules that are witnesses of their own tensors."""
+        ends = ExitStack()
+        for path, module in self._root.named_modules():
+            if isinstance(module, Witness):
+                prefix = f"{path}." if path else ""
+                ends.callback(module.witness(partial(_told, hearing, prefix)))
+        return ends.close
+
     def gaps(self) -> Sequence[Gap]:
         """See Incomplete."""
         found = [
@@ -186,6 +198,10 @@ class TorchAdapter:
             module = module and module._modules.get(part)
         merged += getattr(module, "merged_adapters", None) or ()
         return ",".join(merged)
+
+
+def _told(hearing: Hearing, prefix: str, names: Sequence[str], found: Sequence[Finding]) -> None:
+    hearing([prefix + name for name in names], found)
 
 
 def root_of(model: nn.Module) -> nn.Module:
