@@ -138,7 +138,8 @@ def background_share(made: TorchGuard, seconds: float) -> tuple[float, float]:
     """Return what share of a core the scrub thread takes by itself, and its bytes a second."""
     (thread,) = (t for t in made._background if t._name == "weightguard-scrub")
     thread.start()
-    assert thread._thread is not None and thread._thread.ident is not None
+    assert thread._thread is not None
+    assert thread._thread.ident is not None
     clock = time.pthread_getcpuclockid(thread._thread.ident)
     scrubbed = made.metrics.value("weightguard_scrub_bytes_total")  # type: ignore[attr-defined]
     cpu, wall = time.clock_gettime(clock), time.perf_counter()
@@ -163,7 +164,9 @@ def detection(model: LlamaForCausalLM, manifest: Manifest, flips: int, seconds: 
             served, waits = Served(copied, []), []
             for _ in range(flips):
                 time.sleep(generator.random() * 0.2)
-                waits.append(wait_for_flip(made, served if settings else None, parameters, generator))
+                waits.append(
+                    wait_for_flip(made, served if settings else None, parameters, generator)
+                )
             print(
                 f"    {name}: {flips} flips found after {statistics.median(waits):.2f} s (median), "
                 f"{max(waits):.2f} s at most; a pass of {nbytes / 1e6:.0f} MB takes "

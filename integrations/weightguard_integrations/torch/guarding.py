@@ -31,7 +31,12 @@ from weightguard.guard.reactions import Reaction
 from weightguard_integrations.torch.live import TorchAdapter, root_of
 from weightguard_integrations.torch.live_canary import LiveCanary
 from weightguard_integrations.torch.quantities import parse_bytes, parse_rate, parse_seconds
-from weightguard_integrations.torch.sentinels import Alarm, Sentinels, find_block_list
+from weightguard_integrations.torch.sentinels import (
+    Alarm,
+    Sentinels,
+    find_block_list,
+    find_width,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -161,13 +166,14 @@ class TorchGuard(Guard):
         if calibration is None:
             return
         count = len(calibration.activation_bounds)
-        blocks = find_block_list(self.adapter.root, count)
-        if blocks is None:
-            message = f"no list of {count} blocks was found, so their activations are not watched"
+        blocks, width = find_block_list(self.adapter.root, count), find_width(self.adapter.root)
+        if blocks is None or width is None:
+            what = f"list of {count} blocks" if blocks is None else "hidden_size of a configuration"
+            message = f"no {what} was found, so activations are not watched"
             self._react([self._casebook.note(finding(UNCOVERED, message))])
         else:
             self._sentinels = Sentinels(
-                blocks, calibration.massive_activations, calibration.activation_bounds
+                blocks, calibration.massive_activations, calibration.activation_bounds, width
             )
 
     def step(self) -> None:

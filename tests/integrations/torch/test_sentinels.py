@@ -23,7 +23,7 @@ TOKENS = torch.arange(12)[None]
 
 def watched() -> tuple[nn.Module, Sentinels]:
     block = nn.Identity()
-    return block, Sentinels([block], (MASSIVE,), (40.0,))
+    return block, Sentinels([block], (MASSIVE,), (40.0,), 4)
 
 
 def state(value: float, other: float = 1.0, length: int = 3) -> torch.Tensor:
@@ -68,7 +68,7 @@ def test_bands_hold_at_the_beginning_of_prompts_only() -> None:
             return (x,)
 
     later = Block()
-    sentinels = Sentinels([later], (MASSIVE,), (40.0,))
+    sentinels = Sentinels([later], (MASSIVE,), (40.0,), 4)
     later(state(-5.0), position_ids=torch.tensor([[7, 8, 9]]), past_key_values="cache")
     later(state(-5.0), past_key_values="cache")
     assert sentinels.read() == [], "a part of a prompt that follows others"
