@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from weightguard import IntegrityError, Manifest, WeightguardError
 from weightguard.calibration import Calibration
-from weightguard.finding import Finding, finding
+from weightguard.finding import Finding, Report, finding
 from weightguard.guard import (
     GoldenCheckpoint,
     Guard,
@@ -46,6 +46,8 @@ PathOrManifest: TypeAlias = str | os.PathLike[str] | Manifest
 LOGGER = logging.getLogger("weightguard.guard")
 ALARM_PERIOD = 60.0
 """Seconds in which sentinels have all weights checked once: no prompt shall stall a server."""
+SENTINEL_PERIOD = 1.0
+"""Seconds after which a background thread reads sentinels that no forward pass read."""
 _CANARY = Place("", aspect="canary")
 
 _guards: weakref.WeakKeyDictionary[nn.Module, weakref.ref[TorchGuard]] = weakref.WeakKeyDictionary()
@@ -100,7 +102,9 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
             made.pin_super_weights(read)
             calibration = None if read is None else read.document.calibration
             if canary is not None and calibration is not None:
-                made.set_canary(calibration.canary.tokens, parse_seconds(canary))
+                made.set_canary(
+                    calibration.canary.tokens, parse_seconds(canary), calibration.canary.tolerances
+                )
             if sentinels and calibration is not None:
                 made.set_sentinels(calibration)
     except BaseException:
@@ -120,13 +124,15 @@ class TorchGuard(Guard):
     _sentinels: Sentinels | None = None
     _alarmed: float = -ALARM_PERIOD
 
-    def set_canary(self, tokens: Sequence[int], period: float) -> None:
+    def set_canary(
+        self, tokens: Sequence[int], period: float, tolerances: Mapping[str, float] | None = None
+    ) -> None:
         """Record what the model answers ``tokens`` now, and ask again every ``period`` seconds.
 
-        For a language model, before the guard is started.
+        For a language model, before the guard is started. ``tolerances``: see LiveCanary.
         """
         assert isinstance(self.adapter, TorchAdapter)
-        self._canary = LiveCanary(self.adapter.root, tokens)
+        self._canary = LiveCanary(self.adapter.root, tokens, tolerances or {})
         self._background.append(Background(self.run_canary, lambda: period, "weightguard-canary"))
 
     def run_canary(self) -> bool:
@@ -187,15 +193,34 @@ class TorchGuard(Guard):
 
         Where they were not, WG905 says so, and all weights are checked, once a minute at most.
         """
-        with self._gate.check() as let_in:
-            alarms = self._sentinels.read() if let_in and self._sentinels is not None else []
-        if not alarms:
+        if not self._sentinels_alarmed():
             return True
-        self._react([self._casebook.note(sentinel_finding(alarms))])
         if time.monotonic() - self._alarmed >= ALARM_PERIOD:
             self._alarmed = time.monotonic()
             self.check()
         return False
+
+    def _sentinels_alarmed(self) -> bool:
+        """Say what left its limits since the last alarm; return whether anything did."""
+        with self._gate.check() as let_in:
+            sentinels = self._sentinels
+            alarms = sentinels.read() if let_in and sentinels is not None else []
+        self._react([self._casebook.note(sentinel_finding(alarms))] if alarms else [])
+        return bool(alarms)
+
+    def check(self) -> Report:
+        """Check every block now, and what the last forward pass left. See Guard."""
+        self._sentinels_alarmed()
+        return super().check()
+
+    def _backgrounds(self) -> list[Background]:
+        """Return what goes on beside the forward passes. See Guard."""
+        threads = super()._backgrounds()
+        if threads:  # the last forward pass has none after it that would read its sentinels
+            threads.append(
+                Background(self.read_sentinels, lambda: SENTINEL_PERIOD, "weightguard-sentinels")
+            )
+        return threads
 
     def pin_super_weights(self, manifest: Manifest | None) -> None:
         """Compare the exact bits of the manifest's super weights before each forward pass."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -114,6 +115,47 @@ def test_damage_is_heard_a_step_later_and_undone(manifest: Manifest, compiled: b
     assert torch.equal(healed, clean)
     assert made.state is State.HEALTHY
     made.close()
+
+
+def test_the_last_pass_is_read_without_another(manifest: Manifest) -> None:
+    model = llama().eval()
+    made = made_for(model, manifest)
+    weight = model.model.layers[0].mlp.down_proj.weight
+    weight.view(torch.int16).numpy()[3, 4] = 0x7E00
+    model(TOKENS, use_cache=False)
+    assert codes(made) == []
+    made.check()
+    assert codes(made) == ["WG905", "WG901", "WG907"]
+    assert [t._name for t in made._backgrounds()] == []
+    made.close()
+    with guard(model, manifest, scrub="1kB/s", step_budget=0, canary=None) as made:
+        made.pin(())
+        weight.view(torch.int16).numpy()[3, 4] = 0x7E00
+        model(TOKENS, use_cache=False)
+        ends = time.monotonic() + 30
+        while "WG905" not in codes(made) and time.monotonic() < ends:
+            time.sleep(0.02)
+    assert codes(made)[-3:] == ["WG905", "WG901", "WG907"]
+
+
+def test_two_passes_under_way_at_once_are_both_read() -> None:
+    block, sentinels = watched()
+    block(state(-600.0, 41.0))
+    block(state(-600.0, 1.0))
+    assert [alarm.value for alarm in sentinels.read()] == [41.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("length", [1, 5])
+def test_magnitudes_are_exact_in_every_dtype(dtype: torch.dtype, length: int) -> None:
+    block, sentinels = watched()
+    for value in (-39.5, 39.5, -0.0):
+        block(torch.full((1, length, 4), value, dtype=dtype))
+        assert sentinels._magnitudes[0, 0] == abs(torch.tensor(value, dtype=dtype)), value
+        sentinels.reset()
+    for value in (math.nan, -math.inf):
+        block(torch.full((1, length, 4), value, dtype=dtype))
+        assert sentinels.read()
 
 
 def test_switched_off_or_updated_without_a_calibration_nothing_is_watched(
