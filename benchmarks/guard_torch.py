@@ -100,7 +100,7 @@ def contestants(
         background: list[Background] = []
         if settings is not None:
             made = stack.enter_context(guard(copied, manifest, on_incident=("log",), **settings))
-            background = made._background
+            background = made._presence._threads
         yield name, Served(copied, background)
 
 
@@ -136,7 +136,7 @@ def costs(model: LlamaForCausalLM, manifest: Manifest, pairs: int) -> None:
 
 def background_share(made: TorchGuard, seconds: float) -> tuple[float, float]:
     """Return what share of a core the scrub thread takes by itself, and its bytes a second."""
-    (thread,) = (t for t in made._background if t._name == "weightguard-scrub")
+    (thread,) = (t for t in made._presence._threads if t._name == "weightguard-scrub")
     thread.start()
     assert thread._thread is not None
     assert thread._thread.ident is not None
@@ -159,7 +159,7 @@ def detection(model: LlamaForCausalLM, manifest: Manifest, flips: int, seconds: 
         print(f"    scrub thread: {share:.2%} of a core at {rate / 1e6:.0f} MB/s")
         nbytes = made.status().pass_bytes
         for name, settings in {"idle": 0, "decoding": 1}.items():
-            for thread in made._background:
+            for thread in made._presence._threads:
                 thread.start()
             served, waits = Served(copied, []), []
             for _ in range(flips):

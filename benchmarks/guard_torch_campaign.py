@@ -53,7 +53,7 @@ def live(model: LlamaForCausalLM, name: str) -> NDArray[np.uint8]:
 def campaign_flips(model: LlamaForCausalLM, manifest: Manifest, flips: int) -> None:
     generator = random.Random(1)
     with guard(model, manifest, scrub=None, on_incident=("metrics", "repair")) as made:
-        blocks = list(made._scrubber.schedule)
+        blocks = list(made._rounds.scrubber.schedule)
         sizes = [block.nbytes for block in blocks]
         clean = {name: live(model, name).copy() for name, _ in made.baseline.sizes}
         counted: Counter[str] = Counter()
@@ -112,7 +112,7 @@ def campaign_super(model: LlamaForCausalLM, manifest: Manifest) -> None:
     with guard(model, manifest, scrub=None, on_incident=("metrics", "repair")) as made:
         made.set_sentinels(None)  # they would be heard first, and are not what is counted
         clean = model(PROMPT).logits
-        for pin in made._pins:
+        for pin in made._pins.pinned:
             for bit in range(8 * (pin.stop - pin.start)):
                 live(model, pin.tensor)[pin.start + bit // 8] ^= np.uint8(1 << bit % 8)
                 seen = len(made.incidents)
@@ -121,7 +121,7 @@ def campaign_super(model: LlamaForCausalLM, manifest: Manifest) -> None:
                 counted["bits flipped"] += 1
                 counted["found by the next forward pass"] += told == ["WG901", "WG907"]
                 counted["undone before it computed: equal logits"] += answered
-    print("super weights:", len(made._pins), dict(counted))
+    print("super weights:", len(made._pins.pinned), dict(counted))
 
 
 def alarms(made: TorchGuard, counted: Counter[str]) -> None:

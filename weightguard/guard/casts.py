@@ -41,6 +41,11 @@ CASTS: dict[tuple[str, str], Callable[[Bytes], Bytes]] = {
 _WIDENING = frozenset({("BF16", "F32"), ("F16", "F32")})
 
 
+def narrower(live: str) -> tuple[str, ...]:
+    """Return the dtypes that a live one may have been widened from."""
+    return tuple(narrow for narrow, wide in sorted(_WIDENING) if wide == live)
+
+
 def undone(data: Bytes, attested: str, live: str) -> Bytes | None:
     """Return the attested bytes that a widening cast made live ``data`` of.
 

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from weightguard.finding import Finding, finding
-from weightguard.guard.adapter import Gap
+from weightguard.guard.adapter import Adapter, Gap, Incomplete
 from weightguard.guard.incident import UNCOVERED
 
 Attestation: TypeAlias = Literal["attested", "transformed", "trusted-on-first-use"]
@@ -67,6 +67,11 @@ def live_coverage(
         sum(gap.nbytes is None for gap in listed),
         listed,
     )
+
+
+def gaps_of(adapter: Adapter) -> tuple[Gap, ...]:
+    """Return what the adapter cannot reach, as far as it knows."""
+    return tuple(adapter.gaps()) if isinstance(adapter, Incomplete) else ()
 
 
 def gap_findings(gaps: Sequence[Gap]) -> Iterator[Finding]:

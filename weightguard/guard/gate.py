@@ -16,6 +16,13 @@ class Gate:
         self._closed_by: int | None = None
         self._mine = threading.local()
 
+    def renew_lock(self) -> None:
+        """After a fork: only the calling thread is there, and what it is inside of."""
+        self._changed = threading.Condition()
+        self._inside = self._inside_here()
+        if self._closed_by != threading.get_ident():
+            self._closed_by = None
+
     @contextmanager
     def check(self) -> Iterator[bool]:
         """Enter for a check; yields False while the gate is closed: then there is no check."""

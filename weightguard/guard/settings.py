@@ -23,8 +23,9 @@ DEFAULT_REACTIONS: tuple[Reaction, ...] = ("log", "metrics", "repair")
 class Settings:
     """How a guard works.
 
-    ``name`` is what reports call the model. ``step_bytes`` are checked before each forward pass,
-    and ``pace`` is that of the background thread, None for none. ``threads`` seal.
+    ``name`` is what reports call the model. ``pace`` is that of the background thread, None for
+    none. ``step_bytes`` are checked from one forward pass to the next; the pass pays for what the
+    thread did not reach meanwhile. ``threads`` seal.
     ``pieces`` declares of which attested byte ranges a live tensor is made up, by its name.
     """
 

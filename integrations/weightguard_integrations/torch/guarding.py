@@ -73,7 +73,8 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
     Every parameter and buffer is read once and compared with ``manifest`` (a path or an open
     one), by name, by content, and through casts that lose no bits; without a manifest all are
     trusted as they are found, and an incident says so. ``scrub`` is the rate of the background
-    thread, None for none; ``step_budget`` is checked before each forward pass. With ``sentinels``
+    thread, None for none; ``step_budget`` is checked from one forward pass to the next: before it
+    begins, what the thread did not reach meanwhile. With ``sentinels``
     activations are held to the limits of a calibrated manifest; ``canary`` is how often its
     canary runs, beside the requests. ``golden`` is a
     checkpoint that damage beyond the residues is repaired from. ``names`` maps names of live
@@ -133,7 +134,7 @@ class TorchGuard(Guard):
         """
         assert isinstance(self.adapter, TorchAdapter)
         self._canary = LiveCanary(self.adapter.root, tokens, tolerances or {})
-        self._background.append(Background(self.run_canary, lambda: period, "weightguard-canary"))
+        self._presence.add(Background(self.run_canary, lambda: period, "weightguard-canary"))
 
     def run_canary(self) -> bool:
         """Run the canary now; return whether its logits are those of the sealed model.
@@ -175,8 +176,7 @@ class TorchGuard(Guard):
         blocks, width = find_block_list(self.adapter.root, count), find_width(self.adapter.root)
         if blocks is None or width is None:
             what = f"list of {count} blocks" if blocks is None else "hidden_size of a configuration"
-            message = f"no {what} was found, so activations are not watched"
-            self._react([self._casebook.note(finding(UNCOVERED, message))])
+            self.note(finding(UNCOVERED, f"no {what} was found, so activations are not watched"))
         else:
             self._sentinels = Sentinels(
                 blocks, calibration.massive_activations, calibration.activation_bounds, width
@@ -184,7 +184,7 @@ class TorchGuard(Guard):
 
     def step(self) -> None:
         """Check what one forward pass pays for, and what the one before it left. See Guard."""
-        if not self._closed:
+        if not self.closed:
             self.read_sentinels()
         super().step()
 
@@ -205,7 +205,8 @@ class TorchGuard(Guard):
         with self._gate.check() as let_in:
             sentinels = self._sentinels
             alarms = sentinels.read() if let_in and sentinels is not None else []
-        self._react([self._casebook.note(sentinel_finding(alarms))] if alarms else [])
+        if alarms:
+            self.note(sentinel_finding(alarms))
         return bool(alarms)
 
     def check(self) -> Report:
@@ -213,14 +214,12 @@ class TorchGuard(Guard):
         self._sentinels_alarmed()
         return super().check()
 
-    def _backgrounds(self) -> list[Background]:
-        """Return what goes on beside the forward passes. See Guard."""
-        threads = super()._backgrounds()
-        if threads:  # the last forward pass has none after it that would read its sentinels
-            threads.append(
-                Background(self.read_sentinels, lambda: SENTINEL_PERIOD, "weightguard-sentinels")
-            )
-        return threads
+    def _plan_scrubbing(self) -> None:
+        """Have blocks checked beside the forward passes, and what the last pass left. See Guard."""
+        super()._plan_scrubbing()
+        if self.settings.pace is not None:
+            read = Background(self.read_sentinels, lambda: SENTINEL_PERIOD, "weightguard-sentinels")
+            self._presence.add(read)
 
     def pin_super_weights(self, manifest: Manifest | None) -> None:
         """Compare the exact bits of the manifest's super weights before each forward pass."""

@@ -161,7 +161,7 @@ def test_a_tensor_that_is_overwritten_does_not_flood(adapter: Hostile) -> None:
     settings = Settings(on_incident=(lambda incident: called.append(incident.code),))
     guard = Guard(ArrayAdapter(ArrayRuntime(arrays)), settings=settings)
     arrays["big"][::4096] = 1
-    guard._scrubber._waiting._sleep = lambda seconds: None  # no need to wait 50 times
+    guard._rounds.scrubber._waiting._sleep = lambda seconds: None  # no need to wait 50 times
     assert len(guard.check().findings) == 50
     assert len(called) <= BURST + 2
 

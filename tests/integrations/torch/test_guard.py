@@ -209,9 +209,9 @@ def test_a_super_weight_edit_is_found_and_undone_at_the_next_forward(
     model, made = guarded
     weight = model.model.layers[1].mlp.down_proj.weight
     made.pin_super_weights(None)
-    assert made._pins, "the manifest nominates super weights"
+    assert made.pinned, "the manifest nominates super weights"
     clean = model(TOKENS).logits
-    pin = next(iter(made._pins))
+    pin = next(iter(made.pinned))
     live = model.get_parameter(pin.tensor)
     bits(live).reshape(-1)[pin.start // 2] = 0
     assert torch.equal(model(TOKENS).logits, clean)

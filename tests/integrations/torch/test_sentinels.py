@@ -126,7 +126,6 @@ def test_the_last_pass_is_read_without_another(manifest: Manifest) -> None:
     assert codes(made) == []
     made.check()
     assert codes(made) == ["WG905", "WG901", "WG907"]
-    assert [t._name for t in made._backgrounds()] == []
     made.close()
     with guard(model, manifest, scrub="1kB/s", step_budget=0, canary=None) as made:
         made.pin(())
