@@ -36,7 +36,7 @@ from weightguard import Manifest
 from weightguard.guard.schedule import BlockRef
 from weightguard_integrations.torch import TorchGuard, guard
 
-AT_ONCE = 50
+AT_ONCE = 250
 PASS = 1 << 40
 """More bytes than a model has: one pass is the most that is checked at a time."""
 PROMPT = torch.arange(1, 25)[None]
@@ -50,9 +50,10 @@ def live(model: LlamaForCausalLM, name: str) -> NDArray[np.uint8]:
     return tensor[name].detach().view(-1).view(torch.uint8).numpy()
 
 
-def campaign_flips(model: LlamaForCausalLM, manifest: Manifest, flips: int) -> None:
-    generator = random.Random(1)
-    with guard(model, manifest, scrub=None, on_incident=("metrics", "repair")) as made:
+def campaign_flips(model: LlamaForCausalLM, manifest: Manifest, flips: int, seed: int) -> None:
+    generator = random.Random(seed)
+    settings = {"scrub": None, "canary": None, "on_incident": ("metrics", "repair")}
+    with guard(model, manifest, **settings) as made:
         blocks = list(made._rounds.scrubber.schedule)
         sizes = [block.nbytes for block in blocks]
         clean = {name: live(model, name).copy() for name, _ in made.baseline.sizes}
@@ -65,7 +66,7 @@ def campaign_flips(model: LlamaForCausalLM, manifest: Manifest, flips: int) -> N
             equal = all(np.array_equal(live(model, n), clean[n]) for n in clean)
             counted["passes"] += 1
             counted["passes after which every byte of the model was right"] += equal
-            if counted["passes"] % 20 == 0:
+            if counted["passes"] % 4 == 0:
                 print(dict(counted), flush=True)
     print("flips:", dict(counted), "by bit of the element:", dict(sorted(bits.items())))
 
@@ -206,7 +207,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a twentieth of it")
     parser.add_argument("--only", choices=("flips", "super", "prompts", "decode"))
-    parser.add_argument("--seed", type=int, default=1, help="of the decoded texts")
+    parser.add_argument("--seed", type=int, default=1, help="of flips and decoded texts")
+    parser.add_argument("--flips", type=int, default=10_000, help="of bits")
     parser.add_argument("--steps", type=int, default=10_000, help="to decode")
     arguments = parser.parse_args()
     part, folder = 20 if arguments.quick else 1, smollm2_folder()
@@ -218,7 +220,7 @@ def main() -> None:
         if arguments.only in (None, "super"):
             campaign_super(model, manifest)
         if arguments.only in (None, "flips"):
-            campaign_flips(model, manifest, 10_000 // part)
+            campaign_flips(model, manifest, arguments.flips // part, arguments.seed)
         if arguments.only in (None, "prompts"):
             campaign_prompts(folder, manifest, part)
         if arguments.only in (None, "decode"):

@@ -104,7 +104,9 @@ def test_damage_is_heard_a_step_later_and_undone(manifest: Manifest, compiled: b
     run = torch.compile(model, fullgraph=True, backend="eager") if compiled else model
     with torch.inference_mode():
         clean = run(TOKENS, use_cache=False).logits
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         run(TOKENS, use_cache=False)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
         assert codes(made) == []
         weight = model.model.layers[0].mlp.down_proj.weight
         weight.view(torch.int16).numpy()[3, 4] = 0x7E00  # 4e37 in bf16, behind torch's back
