@@ -1,12 +1,13 @@
 """What guarding a PyTorch model costs the thread that serves, and how soon damage is found.
 
-    python benchmarks/guard_torch.py [--quick] [--model NAME] [--threads 1]
+    python benchmarks/guard_torch.py [--quick] [--model NAME] [--dtype DTYPE] [--threads 1]
 
 The guarded and the plain model are two trees of modules over the same weights. Their forward
-passes alternate in short turns, and a ratio is that of the CPU time of the serving thread over one
-pair of turns; of pairs the median is shown, with half the spread of the middle half. The noise
-floor is the same ratio for a second plain model: what differs by less is not measured. The
-background threads run while the guarded model serves, and only then.
+passes alternate, one each, and a ratio is that of the CPU time of the serving thread over one
+pair; of pairs the median is shown, with its standard error from the spread of the middle half. The
+noise floor is the same ratio for a second plain model: what differs by less is not measured. The
+background threads run while the guarded model serves, and only then; the canary's, which runs once
+a minute, is told by itself. Below each table stands what the parts take alone, at the least.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import DynamicCache, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -33,10 +35,10 @@ from benchmarks.guard_torch_models import MODELS, calibrated, load
 from weightguard import Manifest
 from weightguard.guard.background import Background
 from weightguard_integrations.torch import TorchGuard, guard
+from weightguard_integrations.torch.sentinels import Sentinels
 
-PROMPT, PREFILL = 64, 256
-TURN = 0.1
-"""Seconds that a turn lasts at least: short beside what disturbs a shared machine."""
+PROMPT, PREFILL = 64, 128
+STEP_BUDGET = 8 << 20
 OFF: Mapping[str, Any] = {"scrub": None, "step_budget": 0, "sentinels": False, "canary": None}
 PARTS: Mapping[str, Mapping[str, Any] | None] = {
     "plain again (noise floor)": None,
@@ -46,6 +48,8 @@ PARTS: Mapping[str, Mapping[str, Any] | None] = {
     "  and background scrub": {**OFF, "scrub": "500MB/s"},
     "everything, as by default": {},
 }
+QUICK = ("plain again (noise floor)", "everything, as by default")
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class Served:
@@ -93,14 +97,15 @@ def twin(model: LlamaForCausalLM) -> LlamaForCausalLM:
 
 
 def contestants(
-    model: LlamaForCausalLM, manifest: Manifest, stack: ExitStack
+    model: LlamaForCausalLM, manifest: Manifest, stack: ExitStack, *, quick: bool
 ) -> Iterator[tuple[str, Served]]:
-    for name, settings in PARTS.items():
+    for name in QUICK if quick else PARTS:
+        settings = PARTS[name]
         copied = twin(model)
         background: list[Background] = []
         if settings is not None:
             made = stack.enter_context(guard(copied, manifest, on_incident=("log",), **settings))
-            background = made._presence._threads
+            background = [t for t in made._presence._threads if t._name != "weightguard-canary"]
         yield name, Served(copied, background)
 
 
@@ -108,30 +113,85 @@ def paired(guarded: Served, plain: Served, mode: str, pairs: int) -> list[float]
     """Return the ratios of the serving thread's CPU time, a pair of turns each."""
     a, b = (getattr(served, mode) for served in (guarded, plain))
     guarded.turn(a, 2)
-    steps = max(1, round(TURN * 4 / plain.turn(b, 4)))
     ratios = []
     for pair in range(pairs):
         if pair % 2:
-            second, first = plain.turn(b, steps), guarded.turn(a, steps)
+            second, first = plain.turn(b, 1), guarded.turn(a, 1)
         else:
-            first, second = guarded.turn(a, steps), plain.turn(b, steps)
+            first, second = guarded.turn(a, 1), plain.turn(b, 1)
         ratios.append(first / second)
     return ratios
 
 
-def costs(model: LlamaForCausalLM, manifest: Manifest, pairs: int) -> None:
+def costs(model: LlamaForCausalLM, manifest: Manifest, pairs: int, *, quick: bool) -> None:
     with ExitStack() as stack:
         plain = Served(twin(model), [])
-        served = list(contestants(model, manifest, stack))
+        served = list(contestants(model, manifest, stack, quick=quick))
         for mode in ("decode", "prefill"):
             run = getattr(plain, mode)
-            each = min(plain.turn(run, 4) / 4 for _ in range(3))
+            each = min(plain.turn(run, 1) for _ in range(9))
             what = "a token" if mode == "decode" else f"{PREFILL} tokens"
             print(f"    {mode}: {1e3 * each:.1f} ms for {what}, plain")
             for name, contestant in served:
                 ratios = paired(contestant, plain, mode, pairs)
                 low, middle, high = statistics.quantiles(ratios, n=4)
-                print(f"      {name:28s} {middle:6.3f} +- {(high - low) / 2:.3f}", flush=True)
+                # of a median of normal values, 1.25 times that of their mean
+                error = 1.25 * (high - low) / 1.35 / pairs**0.5
+                print(f"      {name:28s} {middle:6.3f} +- {error:.3f}", flush=True)
+            parts(model, manifest, mode, each)
+
+
+def parts(model: LlamaForCausalLM, manifest: Manifest, mode: str, each: float) -> None:
+    """Print what the parts take by themselves, as shares of a plain forward pass."""
+    length = 1 if mode == "decode" else PREFILL
+    with guard(twin(model), manifest, scrub=None, on_incident=()) as made:
+        assert made._canary is not None
+        took = {
+            "sentinels": sentinels_alone(model, manifest, length),
+            "their reading": least(made.read_sentinels),
+            "super weights": least(lambda: list(made._pins.moved())),
+            "step budget, if all is left to the pass": least(lambda: made.scrub(STEP_BUDGET)),
+        }
+        shares = ", ".join(f"{part} {cpu / each:.2%}" for part, cpu in took.items())
+        canary = least(made._canary.run, 3)
+    print(f"      alone: {shares}; canary {canary / 60:.2%} of a core", flush=True)
+
+
+def sentinels_alone(model: LlamaForCausalLM, manifest: Manifest, length: int) -> float:
+    """Return the CPU seconds that sentinels add to blocks which do nothing."""
+    calibration = manifest.document.calibration
+    assert calibration is not None
+    count, width = len(calibration.activation_bounds), model.config.hidden_size
+    state = torch.randn(1, length, width).to(model.dtype)
+    positions = torch.arange(length)[None]
+    watched, bare = (nn.ModuleList(Passing() for _ in range(count)) for _ in "12")
+    made = Sentinels(watched, calibration.massive_activations, calibration.activation_bounds, width)
+
+    def run(blocks: nn.ModuleList) -> None:
+        with torch.inference_mode():
+            for block in blocks:
+                block(state, position_ids=positions)
+
+    added = least(lambda: run(watched)) - least(lambda: run(bare))
+    made.remove()
+    return added
+
+
+class Passing(nn.Module):
+    """A block that does nothing."""
+
+    def forward(self, state: torch.Tensor, **_: object) -> torch.Tensor:
+        return state
+
+
+def least(function: Callable[[], object], times: int = 40) -> float:
+    """Return the least CPU seconds of several calls, in which others disturbed the least."""
+    best = float("inf")
+    for _ in range(times):
+        began = time.thread_time()
+        function()
+        best = min(best, time.thread_time() - began)
+    return best
 
 
 def background_share(made: TorchGuard, seconds: float) -> tuple[float, float]:
@@ -158,14 +218,16 @@ def detection(model: LlamaForCausalLM, manifest: Manifest, flips: int, seconds: 
         share, rate = background_share(made, seconds)
         print(f"    scrub thread: {share:.2%} of a core at {rate / 1e6:.0f} MB/s")
         nbytes = made.status().pass_bytes
-        for name, settings in {"idle": 0, "decoding": 1}.items():
+        for name in ("idle", "decoding"):
             for thread in made._presence._threads:
                 thread.start()
             served, waits = Served(copied, []), []
             for _ in range(flips):
                 time.sleep(generator.random() * 0.2)
                 waits.append(
-                    wait_for_flip(made, served if settings else None, parameters, generator)
+                    wait_for_flip(
+                        made, served if name == "decoding" else None, parameters, generator
+                    )
                 )
             print(
                 f"    {name}: {flips} flips found after {statistics.median(waits):.2f} s (median), "
@@ -198,19 +260,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer pairs and flips")
     parser.add_argument("--model", choices=MODELS, action="append", help="only these")
+    parser.add_argument("--dtype", choices=DTYPES, action="append", help="only these")
     parser.add_argument("--threads", type=int, default=1, help="of torch (1)")
     arguments = parser.parse_args()
-    pairs, flips, seconds = (15, 5, 2) if arguments.quick else (101, 40, 10)
+    pairs, flips, seconds = (25, 5, 2) if arguments.quick else (201, 40, 10)
     torch.set_num_threads(arguments.threads)
     print(f"torch {torch.__version__}, {platform.machine()}, {arguments.threads} threads, "
           f"{pairs} pairs")  # fmt: skip
     for name in arguments.model or MODELS:
         folder = MODELS[name]()
         with calibrated(folder) as manifest:
-            for dtype in (torch.bfloat16, torch.float32):
-                model = load(folder, manifest, dtype)
+            for dtype in arguments.dtype or DTYPES:
+                model = load(folder, manifest, DTYPES[dtype])
                 print(f"  {name}, {dtype}", flush=True)
-                costs(model, manifest, pairs)
+                costs(model, manifest, pairs, quick=arguments.quick)
                 detection(model, manifest, flips, seconds)
 
 
