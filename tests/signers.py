@@ -6,6 +6,7 @@ import datetime
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 _START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
@@ -40,16 +42,24 @@ def _write_private(path: Path, key: ec.EllipticCurvePrivateKey, password: str | 
     path.chmod(0o600)
 
 
-def write_authority(folder: Path, name: str, *, may_sign: bool = True) -> dict[str, Path]:
-    """Write a root, an intermediate and a leaf certificate with its key; return their paths."""
+LeafFor = Literal["signing", "code", "web"]
+
+
+def write_authority(
+    folder: Path,
+    name: str,
+    leaf_for: LeafFor = "signing",
+    roles: tuple[str, ...] = ("root", "intermediate", "leaf"),
+) -> dict[str, Path]:
+    """Write certificates, each signed by the one before, and the leaf's key; return their paths."""
     paths: dict[str, Path] = {}
     issuer: tuple[x509.Name, ec.EllipticCurvePrivateKey] | None = None
-    for role in ("root", "intermediate", "leaf"):
+    for role in roles:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"{name} {role}")])
         signer_name, signer_key = issuer or (subject, key)
         is_ca = role != "leaf"
-        certificate = (
+        builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(signer_name)
@@ -58,9 +68,13 @@ def write_authority(folder: Path, name: str, *, may_sign: bool = True) -> dict[s
             .not_valid_before(_START)
             .not_valid_after(_START + datetime.timedelta(days=3650))
             .add_extension(x509.BasicConstraints(is_ca, None), critical=True)
-            .add_extension(_usage(is_ca, may_sign), critical=True)
-            .sign(signer_key, hashes.SHA256())
         )
+        if is_ca or leaf_for != "code":
+            builder = builder.add_extension(_usage(is_ca, leaf_for == "signing"), critical=True)
+        else:
+            usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING])
+            builder = builder.add_extension(usage, critical=False)
+        certificate = builder.sign(signer_key, hashes.SHA256())
         paths[role] = folder / f"{name}-{role}.crt"
         paths[role].write_bytes(certificate.public_bytes(Encoding.PEM))
         issuer = (subject, key)

@@ -54,7 +54,11 @@ def remove_abandoned(folder: Path, pattern: str) -> None:
 def _locked_temporary(path: Path) -> tuple[int, Path]:
     """Return a new file beside ``path``, locked for as long as its descriptor is open."""
     while True:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            descriptor, name = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
+        except OSError as error:
+            error.filename = str(path)  # nobody knows the temporary name
+            raise
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         # another writer may have taken it for abandoned before the lock was there

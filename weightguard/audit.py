@@ -10,15 +10,12 @@ from pathlib import Path
 import msgspec
 
 from weightguard.checkpoint import Checkpoint, open_checkpoint
-from weightguard.errors import CheckpointError, WeightguardError
+from weightguard.errors import CheckpointError
 from weightguard.examination import Examination, report_of
 from weightguard.finding import Report
 from weightguard.manifest import Manifest
 from weightguard.progress import Progress
-from weightguard.rules.selection import Codes, Selection
-
-COMPARING = ("WG305", "WG306", "WG4")
-"""The rules that need a manifest."""
+from weightguard.rules.selection import COMPARING, Codes, Selection
 
 ManifestLike = Manifest | str | os.PathLike[str]
 
@@ -42,11 +39,8 @@ def audit(
     that is left needs a manifest and none is given.
     """
     selection = Selection.of(select, ignore)
-    if manifest is None and all(code.startswith(COMPARING) for code in selection.codes):
-        raise WeightguardError(
-            f"the selected rules compare with a manifest ({', '.join(sorted(selection.codes))}), "
-            "and none is given: nothing would be checked."
-        )
+    if manifest is None:
+        selection.require_other_than_comparing()
     with opened_manifest(manifest) as recorded:
         return _examine(Path(path), recorded, selection, file_digests, threads, progress)
 

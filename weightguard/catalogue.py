@@ -225,6 +225,14 @@ _RULES = (
         "Fetch the missing file, or check the path and its permissions.",
     ),
     Rule(
+        "WG123",
+        "unfinished-repair",
+        _ERROR,
+        "A repair in place was interrupted, and its journal is still there.",
+        "Until it is finished, files may be half damaged and half healed.",
+        "Run `weightguard repair PATH MANIFEST --in-place` again, or delete the journal.",
+    ),
+    Rule(
         "WG201",
         "nan",
         _CRITICAL,
@@ -420,7 +428,7 @@ _RULES = (
     Rule(
         "WG501",
         "signature-missing",
-        _ERROR,
+        _CRITICAL,
         "A signature is demanded, and there is none.",
         "Without one, whoever could write the folder could write its manifest too.",
         "Fetch the signature with the model, or sign it: weightguard sign FOLDER --key K.",
@@ -428,7 +436,7 @@ _RULES = (
     Rule(
         "WG502",
         "signature-malformed",
-        _ERROR,
+        _CRITICAL,
         "The signature is none that can be read.",
         "A signature that cannot be checked vouches for nothing.",
         _FETCH_AGAIN,
@@ -452,7 +460,7 @@ _RULES = (
     Rule(
         "WG505",
         "not-covered",
-        _ERROR,
+        _CRITICAL,
         "The signature does not list a file that it has to cover.",
         "A manifest that is not signed can be replaced together with the weights.",
         "Give the manifest in the signed folder, or sign the folder again with it in place.",
@@ -468,7 +476,7 @@ _RULES = (
     Rule(
         "WG507",
         "signed-file-missing",
-        _ERROR,
+        _CRITICAL,
         "A file that was signed is not there.",
         "The model is not whole; loaders may fill what is missing with something else.",
         "Fetch the file again from whom you trust.",
@@ -476,7 +484,7 @@ _RULES = (
     Rule(
         "WG508",
         "unsigned-file",
-        _ERROR,
+        _CRITICAL,
         "The folder holds a file that was not signed.",
         "Loaders also read code and settings from a folder; what nobody vouched for must not be.",
         "Remove the file, or sign the folder again if it belongs there.",

@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from weightguard.checkpoint import Checkpoint
 from weightguard.checkpoint.container import StoredChecksum
 from weightguard.checkpoint.files import CheckpointFile
-from weightguard.checkpoint.names import counted, shown
+from weightguard.checkpoint.names import shown
 from weightguard.finding import Evidence, Finding, finding
 from weightguard.manifest import FileRecord
 from weightguard.progress import Meter
 from weightguard.scan.stream import default_threads
+from weightguard.units import counted
 
 READ_BYTES = 1 << 20
 

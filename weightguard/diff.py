@@ -16,7 +16,7 @@ from weightguard.attest import fingerprint
 from weightguard.checkpoint import Checkpoint, open_checkpoint
 from weightguard.drift import Drift, DriftLimits, Side, Status, TensorChange, match_tensors
 from weightguard.errors import WeightguardError
-from weightguard.finding import Finding, ordered
+from weightguard.finding import Coverage, Finding, Report, ordered
 from weightguard.manifest import Manifest, TensorRecord, is_manifest, recorded_view
 from weightguard.progress import Meter, Progress
 from weightguard.rules.drift import check_drift
@@ -64,6 +64,14 @@ class Diff(msgspec.Struct, frozen=True):
         """Return how many tensors have a status."""
         return sum(change.status == status for change in self.tensors)
 
+    def report(self) -> Report:
+        """Return the report of the new side: what limits forbid, and how much was compared."""
+        sides = [change.new for change in self.tensors if change.new is not None]
+        nbytes = sum(side.nbytes for side in sides)
+        read = nbytes if self.measured == "values" else 0
+        coverage = Coverage(len(sides), len(sides), read, nbytes)
+        return Report(self.new, "unknown", True, self.findings, coverage)
+
 
 def diff(
     base: str | os.PathLike[str],
@@ -96,7 +104,7 @@ def diff(
             found = _compare_checkpoints(str(base), str(new), old, now, threads, progress)
     if limits is None:
         return found
-    return msgspec.structs.replace(found, findings=ordered(check_drift(found.tensors, limits, {})))
+    return msgspec.structs.replace(found, findings=ordered(check_drift(found.tensors, limits)))
 
 
 def _attested(path: Path, threads: int | None, progress: Progress | None) -> Manifest:
@@ -180,20 +188,21 @@ def _sides(
 
 
 def _compare_manifests(base_name: str, new_name: str, base: Manifest, new: Manifest) -> Diff:
-    views = [
-        [_recorded(name, record) for name, record in sorted(m.document.tensors.items())]
-        for m in (base, new)
-    ]
-    pairs = match_tensors(*views)
-    records = new.document.tensors
-    changes = [TensorChange(t.name, "added", None, _side(records[t.name])) for t in pairs.added] + [
-        TensorChange(t.name, "removed", _side(base.document.tensors[t.name]), None)
-        for t in pairs.removed
-    ]
-    for name, counterpart in pairs.matched.items():
-        old, now = base.document.tensors[counterpart.name], records[name]
-        status = _status(old, now, base, new, counterpart.name, name)
-        changes.append(TensorChange(name, status, _side(old), _side(now)))
+    old, now = base.document.tensors, new.document.tensors
+    before, after = (
+        [_recorded(name, record) for name, record in sorted(records.items())]
+        for records in (old, now)
+    )
+    pairs = match_tensors(before, after)
+    changes = [TensorChange(t.name, "added", None, _side(t, now[t.name])) for t in pairs.added]
+    changes += [TensorChange(t.name, "removed", _side(t, old[t.name]), None) for t in pairs.removed]
+    for tensor in after:
+        counterpart = pairs.matched.get(tensor.name)
+        if counterpart is not None:
+            records = old[counterpart.name], now[tensor.name]
+            status = _status(*records, base, new, counterpart.name, tensor.name)
+            sides = _side(counterpart, records[0]), _side(tensor, records[1])
+            changes.append(TensorChange(tensor.name, status, *sides))
     moved = _moved(base.document.salience, new.document.salience, _unknown, _unknown)
     in_order = tuple(sorted(changes, key=lambda change: change.tensor))
     return Diff(base_name, new_name, "manifests", in_order, moved)
@@ -214,20 +223,26 @@ def _status(
         return "reshaped"
     if old.digest == now.digest:
         return "unchanged"
+    before, after = old.statistics, now.statistics
+    if after.nan > before.nan or after.inf > before.inf:
+        return "broken"
     if old.digest.partition(":")[0] == now.digest.partition(":")[0] or old.dtype != now.dtype:
         return "changed"
     # digests of two algorithms: block digests are of one
-    before = base.sidecar.read(f"{base.numbers[old_name]}/blocks")
-    after = new.sidecar.read(f"{new.numbers[name]}/blocks")
-    return "unchanged" if np.array_equal(before, after) else "changed"
+    blocks = base.sidecar.read(f"{base.numbers[old_name]}/blocks")
+    same = np.array_equal(blocks, new.sidecar.read(f"{new.numbers[name]}/blocks"))
+    return "unchanged" if same else "changed"
 
 
-def _side(record: TensorRecord) -> Side:
+def _side(tensor: TensorView, record: TensorRecord) -> Side:
     statistics = record.statistics
     return Side(
         record.dtype,
         record.shape,
-        None if statistics.min is None else float(statistics.min.value),
-        None if statistics.max is None else float(statistics.max.value),
-        statistics.rms,
+        tensor.nbytes,
+        min=None if statistics.min is None else float(statistics.min.value),
+        max=None if statistics.max is None else float(statistics.max.value),
+        rms=statistics.rms,
+        nan=statistics.nan,
+        inf=statistics.inf,
     )

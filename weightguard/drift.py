@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from weightguard.scan.difference import ComparingSource, Difference, Extent, comparable
+from weightguard.errors import WeightguardError
+from weightguard.scan.difference import ComparingSource, Difference, Extent, Odd, comparable
 from weightguard.scan.fingerprint import TensorFingerprint, UIntArray
 from weightguard.scan.values import element_index
 from weightguard.tensor import DTYPES, TensorView
@@ -31,19 +32,44 @@ QUANTISED_CHANGE = 0.25
 """Relative change up to which a tensor in another, block-quantised dtype counts as a cast."""
 
 Status: TypeAlias = Literal[
-    "unchanged", "cast", "fine-tuned", "replaced", "changed", "reshaped", "added", "removed"
+    "unchanged",
+    "cast",
+    "fine-tuned",
+    "broken",
+    "replaced",
+    "changed",
+    "reshaped",
+    "added",
+    "removed",
 ]
-"""``changed`` where nothing is known but that the bytes differ: of manifests, of raw blocks."""
+"""``broken`` where NaN or infinities appeared in what is no other tensor; ``changed`` where nothing
+is known but that the bytes differ: of manifests, of raw blocks."""
 
 
 class Side(msgspec.Struct, frozen=True):
-    """A tensor on one side; extrema and rms are over its finite values, None where not known."""
+    """A tensor on one side: ``nbytes`` canonical bytes in ``file``, None where a manifest is read.
+
+    Extrema and rms are over its finite values, None where not known; ``nan`` and ``inf`` count
+    the others, where manifests tell.
+    """
 
     dtype: str
     shape: tuple[int, ...]
+    nbytes: int
+    file: str | None = None
     min: float | None = None
     max: float | None = None
     rms: float | None = None
+    nan: int | None = None
+    inf: int | None = None
+
+
+class OddValues(msgspec.Struct, frozen=True):
+    """Values that are NaN, or infinite, on one side only: how many, and the index of the first."""
+
+    nan: int
+    inf: int
+    first: tuple[int, ...]
 
 
 class TensorChange(msgspec.Struct, frozen=True):
@@ -51,9 +77,10 @@ class TensorChange(msgspec.Struct, frozen=True):
 
     ``relative_change`` is ||new - base|| / ||base|| and ``cosine`` that of the angle between the
     two as vectors, over scalars finite in both; None where it is not known or not defined.
-    ``changed`` of ``elements`` have other bits (other values, where the dtypes differ).
-    ``greatest_change`` is the greatest |new - base|, at ``greatest_at``. ``not_finite`` counts
-    values that are finite in the base only.
+    ``changed`` of ``scalars`` have other bits (other values, where the dtypes differ).
+    ``greatest_change`` is the greatest |new - base| of those, at ``greatest_at``; None where no
+    finite value differs. ``appeared`` are NaN and infinities that the base does not have there,
+    ``gone`` those that only the base has; None where there is none.
     """
 
     tensor: str
@@ -63,17 +90,25 @@ class TensorChange(msgspec.Struct, frozen=True):
     relative_change: float | None = None
     cosine: float | None = None
     changed: int | None = None
-    elements: int | None = None
+    scalars: int | None = None
     greatest_change: float | None = None
     greatest_at: tuple[int, ...] | None = None
-    not_finite: int = 0
+    appeared: OddValues | None = None
+    gone: OddValues | None = None
+
+    @property
+    def first_place(self) -> tuple[int, ...] | None:
+        """The index of what says most: the first NaN or infinity, else the greatest change."""
+        odd = self.appeared or self.gone
+        return self.greatest_at if odd is None else odd.first
 
 
 class DriftLimits(msgspec.Struct, frozen=True):
     """How far a checkpoint may be from its base.
 
     ``max_change`` bounds the relative change of each tensor; the others are globs of the names
-    of tensors that may change at all, be replaced, be added, be removed.
+    of tensors that may change at all, be replaced, be added, be removed. Raises WeightguardError
+    for a ``max_change`` that is no number from 0 up: nothing exceeds NaN.
     """
 
     max_change: float | None = None
@@ -81,6 +116,10 @@ class DriftLimits(msgspec.Struct, frozen=True):
     replaced: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_change is not None and not self.max_change >= 0:
+            raise WeightguardError(f"the greatest change must be 0 or more, not {self.max_change}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +236,11 @@ def _source(base: TensorView, tensor: TensorView) -> ComparingSource:
 
 
 def _judge(base: TensorView, tensor: TensorView, found: Difference) -> TensorChange:
-    same_dtype = base.dtype == tensor.dtype
     if tensor.dtype.is_opaque:
         status: Status = "changed" if found.changed else "unchanged"
         return TensorChange(tensor.name, status, _side(base), _side(tensor))
     relative, cosine = _relative(found), _cosine(found)
-    moved = found.changed > 0
+    moved = found.greatest > 0
     return TensorChange(
         tensor.name,
         _status(base, tensor, found, relative, cosine),
@@ -210,12 +248,19 @@ def _judge(base: TensorView, tensor: TensorView, found: Difference) -> TensorCha
         _side(tensor, found.new, found.scalars),
         relative,
         cosine,
-        0 if not moved and same_dtype else found.changed,
+        found.changed,
         found.scalars,
         found.greatest if moved else None,
         element_index(tensor, found.place) if moved else None,
-        found.lost,
+        _odd_values(tensor, found.appeared),
+        _odd_values(tensor, found.gone),
     )
+
+
+def _odd_values(tensor: TensorView, odd: Odd) -> OddValues | None:
+    if odd.place is None:
+        return None
+    return OddValues(odd.nan, odd.inf, element_index(tensor, odd.place))
 
 
 def _status(
@@ -225,14 +270,21 @@ def _status(
     relative: float | None,
     cosine: float | None,
 ) -> Status:
+    broken = found.appeared.place is not None
     if base.dtype == tensor.dtype:
         if not found.changed:
             return "unchanged"
-    elif found.rounded or _quantised(base, tensor, relative):
+    elif found.rounded or (_quantised(base, tensor, relative) and not broken):
         return "cast"
-    if relative is None or relative >= REPLACED_CHANGE:
+    if _is_other(relative, cosine, broken):
         return "replaced"
-    return "replaced" if cosine is not None and cosine < REPLACED_COSINE else "fine-tuned"
+    return "broken" if broken else "fine-tuned"
+
+
+def _is_other(relative: float | None, cosine: float | None, broken: bool) -> bool:
+    if relative is None:
+        return not broken
+    return relative >= REPLACED_CHANGE or (cosine is not None and cosine < REPLACED_COSINE)
 
 
 def _quantised(base: TensorView, tensor: TensorView, relative: float | None) -> bool:
@@ -241,32 +293,41 @@ def _quantised(base: TensorView, tensor: TensorView, relative: float | None) -> 
 
 
 def _relative(found: Difference) -> float | None:
-    """Return ||new - base|| / ||base||; None where the base is zero and the new one is not."""
+    """Return ||new - base|| / ||base||; None where the base is zero and the new one is not.
+
+    None also where either has no finite value that could have moved.
+    """
+    if not found.changed:
+        return 0.0
+    if math.isnan(found.base.least) or math.isnan(found.new.least):
+        return None
     if not found.squares:
         return 0.0
-    if not found.base.squares:
+    if not found.base_squares:
         return None
-    ratio = found.squares / found.base.squares
+    ratio = found.squares / found.base_squares
     return math.inf if math.isnan(ratio) else math.sqrt(ratio)
 
 
 def _cosine(found: Difference) -> float | None:
-    norms = math.sqrt(found.base.squares) * math.sqrt(found.new.squares)
+    norms = math.sqrt(found.base_squares) * math.sqrt(found.new_squares)
     if not norms or not math.isfinite(norms) or not math.isfinite(found.product):
         return None
     return max(-1.0, min(1.0, found.product / norms))
 
 
 def _side(tensor: TensorView, extent: Extent | None = None, scalars: int = 0) -> Side:
+    side = Side(tensor.dtype.name, tensor.shape, tensor.nbytes, tensor.shard)
     if extent is None or math.isnan(extent.least):
-        return Side(tensor.dtype.name, tensor.shape)
+        return side
     rms = math.sqrt(extent.squares / scalars) if scalars else None
-    return Side(tensor.dtype.name, tensor.shape, extent.least, extent.greatest, rms)
+    return msgspec.structs.replace(side, min=extent.least, max=extent.greatest, rms=rms)
 
 
 __all__ = [
     "Drift",
     "DriftLimits",
+    "OddValues",
     "Side",
     "Status",
     "TensorChange",

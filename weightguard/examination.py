@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from weightguard.checkpoint import Checkpoint
 from weightguard.checkpoint.files import CheckpointFile
+from weightguard.checkpoint.unfinished import unfinished_repair
 from weightguard.checksums import file_digests as digest_files
 from weightguard.checksums import verify_checksums
 from weightguard.compare import Names, Observed, TensorComparison, match_names
@@ -51,7 +52,12 @@ def report_of(
     *,
     complete: bool,
 ) -> Report:
-    """Return a report; ``ranges`` are those of the tensors that were read, by name."""
+    """Return a report; ``ranges`` are those of the tensors that were read, by name.
+
+    Without a checkpoint, since it cannot be opened, an unfinished repair may be why.
+    """
+    if checkpoint is None:
+        findings = [*findings, *unfinished_repair(path, [path.name])]
     tensors = checkpoint.tensors if checkpoint else ()
     unread = checkpoint.unread if checkpoint else 0
     read = [ranges[tensor.name] for tensor in tensors if tensor.name in ranges]

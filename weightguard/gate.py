@@ -51,7 +51,8 @@ def gate(
     gate is passed when the report is complete and holds nothing at or above
     ``policy.least_failing``.
     Raises ManifestError for an unusable manifest, PolicyError for a policy that cannot be applied,
-    WeightguardError for a base that cannot be read.
+    WeightguardError for a base or key that cannot be read, and where every rule that is selected
+    needs a manifest and none is named.
     """
     path, folder = Path(path), Path(source).parent
     with ExitStack() as stack:
@@ -59,6 +60,8 @@ def gate(
         recorded = None
         if demanded is not None and demanded.exists():
             recorded = stack.enter_context(Manifest.read(demanded))
+        elif policy.manifest is None or not policy.manifest.required:
+            selection_of(policy).require_other_than_comparing()
         base = None
         if policy.drift is not None:
             base = stack.enter_context(_open_base(folder / policy.drift.base))
@@ -87,6 +90,11 @@ def manifest_path(
             raise ManifestError(f"there is no manifest at {str(named)!r}.")
         return Path(named)
     return None if policy.manifest is None else place_of(policy.manifest.path, checkpoint, folder)
+
+
+def selection_of(policy: Policy) -> Selection:
+    """Return the rules that a policy selects."""
+    return Selection.of(policy.rules.select, policy.rules.ignore)
 
 
 def _open_base(path: Path) -> Checkpoint:
@@ -145,7 +153,7 @@ class _Passing:
         digest = "blake3" if manifest is None else manifest.document.digest_algorithm
         self._cache = None
         if trust_cache:
-            self._cache = TrustCache(checkpoint, _context(policy, base), digest)
+            self._cache = TrustCache(checkpoint, _context(base), digest)
             if self._drift is not None:
                 self._drift.take(self._cache.changes)
         self._watch = _Watch(self._drift, self._cache, digest)
@@ -166,7 +174,7 @@ class _Passing:
         examination = Examination(
             checkpoint,
             self._manifest,
-            Selection.of(policy.rules.select, policy.rules.ignore),
+            selection_of(policy),
             self._manifest is not None and bool(self._manifest.document.files),
             threads,
             self._watch,
@@ -203,8 +211,7 @@ class _Passing:
         rule = self._policy.drift
         if rule is None or self._drift is None:
             return
-        files = {tensor.name: tensor.shard for tensor in self._checkpoint.tensors}
-        yield from check_drift(self._drift.changes, _limits(rule), files)
+        yield from check_drift(self._drift.changes, _limits(rule))
 
     def _judged(self, findings: Sequence[Finding]) -> tuple[Finding, ...]:
         judged = (self._policy.judge(found) for found in findings)
@@ -229,8 +236,7 @@ def _limits(rule: DriftRule) -> DriftLimits:
     return DriftLimits(rule.max_change, rule.changed, rule.replaced, rule.added, rule.removed)
 
 
-def _context(policy: Policy, base: Checkpoint | None) -> list[str]:
+def _context(base: Checkpoint | None) -> list[str]:
     """Return all that the kept results rest on besides the shard."""
     files = () if base is None else base.files
-    identities = [msgspec.json.encode(Identity.of(file)).decode() for file in files]
-    return [VERSION, msgspec.json.encode(policy, order="sorted").decode(), *identities]
+    return [VERSION, *(msgspec.json.encode(Identity.of(file)).decode() for file in files)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,13 @@ from weightguard.checkpoint import Checkpoint, open_checkpoint
 from weightguard.checkpoint.files import FileRange
 from weightguard.checkpoint.names import shown
 from weightguard.errors import WeightguardError
-from weightguard.repair.folders import copy_rest, new_checkpoint, refuse_target, write_images
+from weightguard.repair.folders import (
+    copy_rest,
+    new_checkpoint,
+    refuse_inside,
+    refuse_target,
+    write_images,
+)
 from weightguard.repair.image import Image, PatchStore
 from weightguard.scan.digest import BLOCK_BYTES
 from weightguard.tensor import TensorView
@@ -114,6 +121,8 @@ def inject(
 
 def _write(path: Path, output: Path, images: dict[str, Image]) -> None:
     single = not path.is_dir() and len(images) == 1
+    if not path.is_dir() and not single:
+        refuse_inside(output, path)
     with new_checkpoint(output, single=single) as work:
         named = dict(zip([output.name], images.values(), strict=True)) if single else images
         write_images(named, work)
@@ -146,8 +155,10 @@ class _Drill:
     def _tensor(self, name: str) -> TensorView:
         tensor = self._tensors.get(name)
         if tensor is None:
+            close = difflib.get_close_matches(name[:200], self._tensors, n=1)
+            hint = f"; did you mean {shown(close[0])}?" if close else "."
             raise WeightguardError(
-                f"the checkpoint has no tensor {shown(name)} that lies in one run of a file; "
+                f"the checkpoint has no tensor {shown(name)} that lies in one run of a file{hint} "
                 "`weightguard inspect` lists its tensors."
             )
         return tensor

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightguard.checkpoint import Checkpoint
-from weightguard.checkpoint.names import counted
 from weightguard.errors import ManifestError, WeightguardError
 from weightguard.layout import Gap, Layout, decode_layout, gaps, layout_of
 from weightguard.scan.digest import BLOCK_BYTES
 from weightguard.sidecar import COPY_BYTES, ArraySpec, Sidecar, SidecarWriter
 from weightguard.tensor import TensorView
+from weightguard.units import counted
 
 GROUP_BLOCKS = 32
 MAX_PENDING_GROUPS = 128

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightguard.manifest import (
-    BLOCK_DIGEST,
     RESIDUES,
     SCHEMA,
     FileRecord,
@@ -22,7 +21,7 @@ from weightguard.manifest import (
     weights_digest,
 )
 from weightguard.salient import Salience
-from weightguard.scan.digest import DigestAlgorithm
+from weightguard.scan.digest import BLOCK_DIGEST, DigestAlgorithm
 from weightguard.scan.fingerprint import (
     FLUSH_ROWS,
     Statistics,

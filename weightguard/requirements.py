@@ -10,7 +10,14 @@ from weightguard.finding import Finding, finding
 from weightguard.manifest import Manifest
 from weightguard.policy.document import Policy, SignatureRule, size_in_bytes
 from weightguard.policy.places import home_of, place_of
-from weightguard.signing import Certificate, PublicKey, Sigstore, Trusted, verify_signature
+from weightguard.signing import (
+    SIGNATURE_NAME,
+    Certificate,
+    PublicKey,
+    Sigstore,
+    Trusted,
+    verify_signature,
+)
 from weightguard.superweights.published import Lineage
 
 MAX_LISTED = 16
@@ -71,6 +78,16 @@ def check_lineage(lineages: Iterable[Lineage], policy: Policy) -> Iterator[Findi
         )
 
 
+def signature_path(checkpoint: Path, policy: Policy, folder: Path) -> Path | None:
+    """Return where the signature that a policy speaks of should be; ``folder`` is the policy's."""
+    rule = policy.signature
+    if rule is None:
+        return None
+    if rule.path is None:
+        return home_of(checkpoint) / SIGNATURE_NAME
+    return place_of(rule.path, checkpoint, folder)
+
+
 def check_signature(
     checkpoint: Path,
     policy: Policy,
@@ -94,7 +111,7 @@ def check_signature(
     for found in verify_signature(
         home_of(checkpoint),
         _signer(rule, folder),
-        signature=None if rule.path is None else place_of(rule.path, checkpoint, folder),
+        signature=None if rule.path is None else signature_path(checkpoint, policy, folder),
         must_cover=covered,
         threads=threads,
     ):

@@ -29,6 +29,9 @@ from weightguard.scan.formats import FORMATS
 from weightguard.tensor import TensorView
 
 COPY_BYTES = 1 << 20
+FETCH_AGAIN = "Fetch it again from where the manifest came."
+"""Not: write the manifest again, for who knows what the weights are by now?"""
+
 _DTYPE_NAMES = {
     "uint8": "U8",
     "uint16": "U16",
@@ -147,28 +150,29 @@ class Sidecar:
     arrays: dict[str, TensorView]
 
     @classmethod
-    def open(cls, path: Path, name: str, what: str = "sidecar") -> Sidecar:
+    def open(
+        cls, path: Path, name: str, what: str = "sidecar", remedy: str = FETCH_AGAIN
+    ) -> Sidecar:
         """Open and validate the structure of a sidecar; ManifestError where it is damaged."""
         try:
             file = CheckpointFile(path, name)
         except CheckpointError as error:
-            raise ManifestError(
-                f"the manifest's {what} {error}. "
-                "Copy it beside the manifest, or write the manifest again."
-            ) from error
-        return cls.parse(file)
+            raise ManifestError(f"the manifest's {what} {error}. {remedy}") from error
+        return cls.parse(file, what, remedy)
 
     @classmethod
-    def parse(cls, file: CheckpointFile) -> Sidecar:
+    def parse(
+        cls, file: CheckpointFile, what: str = "sidecar", remedy: str = FETCH_AGAIN
+    ) -> Sidecar:
         """Return the sidecar in an open file; closes the file and raises where it is damaged."""
         try:
             parsed: ParsedFile = parse_safetensors(file)
+            reason = parsed.findings[0].message if parsed.findings else None
         except CheckpointError as error:
+            reason = str(error)
+        if reason is not None:
             file.close()
-            raise ManifestError(f"the manifest's sidecar is damaged: {error}") from error
-        if parsed.findings:
-            file.close()
-            raise ManifestError(f"the manifest's sidecar is damaged: {parsed.findings[0].message}")
+            raise ManifestError(f"the manifest's {what} is damaged: {reason}. {remedy}")
         return cls(file, {view.name: view for view in parsed.tensors})
 
     def read(self, name: str, first: int = 0, count: int | None = None) -> NDArray[Any]:
@@ -224,4 +228,4 @@ def digest_of(file: CheckpointFile) -> str:
     return f"blake3:{hasher.hexdigest()}"
 
 
-__all__ = ["ArraySpec", "Sidecar", "SidecarWriter", "array_specs", "digest_of"]
+__all__ = ["FETCH_AGAIN", "ArraySpec", "Sidecar", "SidecarWriter", "array_specs", "digest_of"]

@@ -2,19 +2,22 @@
 
 A shard looks unchanged when device, inode, size, mtime and ctime are what they were. That is no
 proof, so the cache serves only those who ask for it, and every shard taken from it is reported.
-One manifest a shard is kept, with the policy, the version and the base that it was made under, in
-a folder of the user's that nobody else can write to.
+A manifest a shard is kept for each version, digest and base that it was made with, in a folder of
+the user's that nobody else can write to. It records what was read and nothing of what was judged,
+so every policy is served by it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import stat
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +32,7 @@ from weightguard.checksums import file_digests
 from weightguard.drift import Drift, TensorChange
 from weightguard.errors import CheckpointError, WeightguardError
 from weightguard.manifest import FileRecord, Manifest
+from weightguard.private import make_private, user_cache
 from weightguard.progress import Meter
 from weightguard.recording import Recording, replay
 from weightguard.salient import Salience
@@ -41,6 +45,10 @@ SETTLED_NS = 2_000_000_000
 in steps of up to two seconds, and a change within the step would not show."""
 
 MAX_STATE_BYTES = 256 << 20
+KEPT_ENTRIES = 8
+"""Entries of one shard: the latest few bases and digests that it was read with."""
+
+_REMEDY = "Set XDG_CACHE_HOME to another place, or leave out --trust-cache"
 FORMATS = ("safetensors", "gguf")
 """Formats whose tensors lie in the shard that names them, without stored checksums."""
 
@@ -90,7 +98,9 @@ class TrustCache:
 
         Raises WeightguardError where the cache's folder is not the user's alone.
         """
-        self._folder = _private_folder(checkpoint)
+        self._folder = cache_folder()
+        _refuse_inside(self._folder, checkpoint)
+        make_private(self._folder, _REMEDY)
         self._context, self._digest = [*context, digest], digest
         self._tensors: dict[str, list[TensorView]] = {}
         for tensor in checkpoint.tensors:
@@ -189,23 +199,44 @@ class TrustCache:
         if Identity.of(file) != self._identities[shard]:
             return
         document, entry = self._paths(file)
-        document.unlink(missing_ok=True)  # a damaged one would not be replaced
-        with recording.finish({shard: record}, Salience()) as manifest:
+        with recording.finish({shard: record}, Salience()) as manifest, self._locked():
+            self._remove(entry.stem)  # a damaged manifest would not be replaced
             manifest.write(document)
-        state = _State(
-            self._context_of(file),
-            self._identities[shard],
-            record.sha256,
-            hashlib.sha256(document.read_bytes()).hexdigest(),
-            changes,
-        )
-        with atomic_write(entry) as target:
-            target.write(msgspec.json.encode(state))
+            state = _State(
+                self._context_of(file),
+                self._identities[shard],
+                record.sha256,
+                hashlib.sha256(document.read_bytes()).hexdigest(),
+                changes,
+            )
+            with atomic_write(entry) as target:
+                target.write(msgspec.json.encode(state))
+            self._remove_oldest(file)
 
     def _paths(self, file: CheckpointFile) -> tuple[Path, Path]:
-        """Return the manifest and the state of a shard's entry, named after the shard's path."""
-        name = hashlib.sha256(os.fsencode(file.path)).hexdigest()[:40]
+        """Return the manifest and the state of a shard's entry under this context."""
+        name = f"{_shard_of(file)}-{self._context_of(file)[:24]}"
         return self._folder / f"{name}.weightguard.json", self._folder / f"{name}.state"
+
+    def _remove_oldest(self, file: CheckpointFile) -> None:
+        states = self._folder.glob(f"{_shard_of(file)}-*.state")
+        for path in sorted(states, key=lambda path: path.stat().st_mtime_ns)[:-KEPT_ENTRIES]:
+            self._remove(path.stem)
+
+    def _remove(self, entry: str) -> None:
+        for path in self._folder.glob(f"{entry}[.-]*"):
+            path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other writers of the cache away, those of other processes too."""
+        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _context_of(self, file: CheckpointFile) -> str:
         shapes = [
@@ -232,11 +263,13 @@ class _Completion:
         self._cache.keep(self._shard, self._drift)
 
 
+def _shard_of(file: CheckpointFile) -> str:
+    return hashlib.sha256(os.fsencode(file.path)).hexdigest()[:40]
+
+
 def cache_folder() -> Path:
-    """Return where the cache lies: below XDG_CACHE_HOME, or ~/.cache."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(home) if home.startswith("/") else Path.home() / ".cache"
-    return base / "weightguard" / "trust"
+    """Return where the cache lies."""
+    return user_cache("trust")
 
 
 def _can_be_kept(checkpoint: Checkpoint, file: CheckpointFile) -> bool:
@@ -245,28 +278,12 @@ def _can_be_kept(checkpoint: Checkpoint, file: CheckpointFile) -> bool:
     return checkpoint.format in FORMATS and holds and not checked
 
 
-def _private_folder(checkpoint: Checkpoint) -> Path:
-    folder = cache_folder()
-    root = checkpoint.folder.root.resolve()
-    if folder.resolve().is_relative_to(root):
+def _refuse_inside(folder: Path, checkpoint: Checkpoint) -> None:
+    if folder.resolve().is_relative_to(checkpoint.folder.root.resolve()):
         raise WeightguardError(
             f"the cache {str(folder)!r} lies in the checkpoint's folder, whose writer is not "
             "trusted. Set XDG_CACHE_HOME to another place."
         )
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.lstat()
-    except OSError as error:
-        raise WeightguardError(
-            f"the cache {str(folder)!r} cannot be used: {error.strerror}. Set XDG_CACHE_HOME, or "
-            "leave out --trust-cache."
-        ) from error
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise WeightguardError(
-            f"the cache {str(folder)!r} is not yours alone: others could write what this run would "
-            "trust. Make it a folder of your own with mode 0700."
-        )
-    return folder
 
 
 def _read_own(path: Path) -> bytes:

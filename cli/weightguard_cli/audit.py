@@ -11,6 +11,7 @@ import click
 from weightguard_cli.options import (
     CHECKPOINT,
     MANIFEST,
+    Copies,
     parse_codes,
     report_options,
     threads_option,
@@ -48,6 +49,7 @@ def audit(
     fail_on: str,
     output_format: str,
     output: Path | None,
+    copies: Copies,
 ) -> int:
     """Check the checkpoint at PATH: a file, or a folder of shards.
 
@@ -59,10 +61,10 @@ def audit(
     from weightguard import Manifest
     from weightguard import audit as examine
     from weightguard_cli.conclude import Delivery, conclude
-    from weightguard_cli.target import check_report_target
     from weightguard_cli.verdict import Scope
 
-    check_report_target(output, path, *([manifest] if manifest else []))
+    delivery = Delivery(output_format, output, fail_on, copies)
+    delivery.check(path, *([manifest] if manifest else []))
     unchecked = tuple(_unchecked(manifest is not None, select, ignore, file_digests))
     with Manifest.read(manifest) if manifest else nullcontext() as expected:
         return conclude(
@@ -81,7 +83,7 @@ def audit(
                 unchecked,
                 None if expected is None else expected.document.weights,
             ),
-            Delivery(output_format, output, fail_on),
+            delivery,
         )
 
 

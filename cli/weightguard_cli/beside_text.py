@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from weightguard.finding import BesideKind, FilesBeside, Report
+from weightguard.units import counted, listed
 from weightguard_cli.escape import escape_name
-from weightguard_cli.units import counted, listed
 from weightguard_cli.verdict import Scope
 
 MAX_NAMES = 5

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from weightguard.calibration import Ablation, Calibration, MassiveActivation
 from weightguard.manifest import ManifestDocument
 from weightguard.salient import SuperWeight
+from weightguard.units import counted
 from weightguard_cli.escape import escape_name
-from weightguard_cli.units import counted
 
 MAX_SHOWN = 12
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +9,8 @@ import click
 
 from weightguard_cli.options import (
     CHECKPOINT,
-    SEVERITIES,
-    format_option,
-    output_option,
+    Copies,
+    report_options,
     threads_option,
 )
 
@@ -31,16 +29,8 @@ if TYPE_CHECKING:
 @click.option("--added", multiple=True, metavar="GLOB", help="These may be added.")
 @click.option("--removed", multiple=True, metavar="GLOB", help="These may be removed.")
 @click.option("--all", "show_all", is_flag=True, help="Also list tensors that did not change.")
-@click.option(
-    "--fail-on",
-    type=click.Choice(SEVERITIES),
-    default="error",
-    show_default=True,
-    help="Least severity of what the limits find that makes the exit status 1.",
-)
 @threads_option
-@format_option
-@output_option
+@report_options
 def diff(
     *,
     base: Path,
@@ -55,6 +45,7 @@ def diff(
     threads: int | None,
     output_format: str,
     output: Path | None,
+    copies: Copies,
 ) -> int:
     """Compare the checkpoints BASE and NEW, value by value.
 
@@ -66,26 +57,24 @@ def diff(
     """
     from weightguard.catalogue import Severity
     from weightguard.diff import diff as compare
-    from weightguard_cli.diff_text import diff_text
-    from weightguard_cli.json_output import json_text
+    from weightguard_cli.conclude import Delivery, present, publish
+    from weightguard_cli.diff_account import diff_account
     from weightguard_cli.notice import tell_slow_scan
-    from weightguard_cli.output import STANDARD_OUTPUT, deliver
     from weightguard_cli.progress import ProgressBar
-    from weightguard_cli.status import CLEAN, FINDINGS
-    from weightguard_cli.style import Style
-    from weightguard_cli.target import check_report_target
+    from weightguard_cli.verdict import Scope
 
-    check_report_target(output, base, new)
-    check_report_target(output, new, base)
+    delivery = Delivery(output_format, output, fail_on, copies)
+    delivery.check(base, new)
+    delivery.check(new, base)
     tell_slow_scan()
     limits = _limits(max_change, changed, replaced, added, removed)
     with ProgressBar("diff") as progress:
         found = compare(base, new, limits=limits, threads=threads, progress=progress)
-    style = Style.of(sys.stdout) if output in (None, STANDARD_OUTPUT) else Style()
-    deliver(json_text(found) if output_format == "json" else diff_text(found, style, show_all),
-            output)  # fmt: skip
-    failing = [f for f in found.findings if f.level >= Severity[fail_on.upper()]]
-    return FINDINGS if failing else CLEAN
+    account = diff_account(found, Severity[fail_on.upper()], show_all=show_all)
+    report = found.report()
+    presentation = present("diff", report, Scope(False), delivery, account)
+    publish(report, presentation, delivery)
+    return presentation.status(report)
 
 
 def _limits(

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from weightguard.finding import Evidence
+from weightguard.units import counted
 from weightguard_cli.escape import escape_text
-from weightguard_cli.units import counted
 
 MAX_ELEMENTS = 8
 """Elements that are shown of each finding."""
@@ -15,7 +15,9 @@ MAX_VALUES = 8
 """Entries that are shown of a list."""
 
 _TOLD_BY_MESSAGE = frozenset({"count", "element_count", "block_count", "row_count", "record",
-                              "axis", "index"})  # fmt: skip
+                              "axis", "index", "scalars"})  # fmt: skip
+_PAIRS = frozenset({"dtype", "shape", "min", "max", "rms", "nan", "inf"})
+"""Keys of what is in the base and in the new tensor."""
 
 
 def evidence_lines(evidence: Evidence) -> Iterator[str]:
@@ -30,7 +32,11 @@ def evidence_lines(evidence: Evidence) -> Iterator[str]:
             values = None
         yield from _elements(elements, values, _total(evidence, elements))
     for key, value in evidence.items():
-        if key not in shown | _TOLD_BY_MESSAGE and not _is_place(key, value):
+        if key in _PAIRS and isinstance(value, list) and len(value) == 2:
+            yield f"{key}: {' -> '.join(map(_value, value))}"
+        elif key == "changed" and isinstance(evidence.get("scalars"), int):
+            yield f"changed: {value:,} of {counted(evidence['scalars'], 'value')}"
+        elif key not in shown | _TOLD_BY_MESSAGE and not _is_place(key, value):
             yield f"{_label(key, evidence)}: {_value(value, _counted(key, evidence))}"
 
 

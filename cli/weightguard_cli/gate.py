@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from weightguard_cli.formats import FORMATS
 from weightguard_cli.options import (
     CHECKPOINT,
     MANIFEST,
     SEVERITIES,
+    Copies,
     NamedPath,
     output_option,
-    report_format_option,
+    report_format_options,
     threads_option,
 )
 
 if TYPE_CHECKING:
     from weightguard.policy import Policy
-
-
-def _parse_copies(
-    _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
-) -> tuple[tuple[str, Path], ...]:
-    copies = []
-    for value in values:
-        name, _, file = value.partition("=")
-        if name not in FORMATS or not file:
-            raise click.BadParameter(
-                f"{value!r} is no FORMAT=FILE; formats are {', '.join(FORMATS)}."
-            )
-        copies.append((name, Path(file)))
-    return tuple(copies)
+    from weightguard_cli.conclude import Delivery
 
 
 @click.command()
@@ -48,20 +36,12 @@ def _parse_copies(
     help="Do not read shards that look unchanged since an earlier run; the report names them.",
 )
 @click.option(
-    "--report",
-    "copies",
-    multiple=True,
-    callback=_parse_copies,
-    metavar="FORMAT=FILE",
-    help="Also write the report in this format; repeatable.",
-)
-@click.option(
     "--fail-on",
     type=click.Choice(SEVERITIES),
     help="Least severity that makes the exit status 1; the policy's if not given.",
 )
 @threads_option
-@report_format_option
+@report_format_options
 @output_option
 def gate(
     *,
@@ -70,7 +50,7 @@ def gate(
     manifest: Path | None,
     init: bool,
     trust_cache: bool,
-    copies: tuple[tuple[str, Path], ...],
+    copies: Copies,
     fail_on: str | None,
     threads: int | None,
     output_format: str,
@@ -83,6 +63,8 @@ def gate(
 
     Exit status: 0 it may pass, 1 it may not, 2 could not complete.
     """
+    from weightguard_cli.conclude import Delivery
+
     if init:
         return _write_policy(policy, paths)
     if not paths:
@@ -92,7 +74,7 @@ def gate(
     return max(
         _judge(
             path, policy, manifest, trust_cache, threads,
-            lambda least: (output_format, output, fail_on or least, copies),
+            lambda least: Delivery(output_format, output, fail_on or least, copies),
         )
         for path in paths
     )  # fmt: skip
@@ -118,24 +100,26 @@ def _judge(
     manifest: Path | None,
     trust_cache: bool,
     threads: int | None,
-    delivery: Callable[[str], tuple[str, Path | None, str, tuple[tuple[str, Path], ...]]],
+    delivery: Callable[[str], Delivery],
 ) -> int:
     from weightguard.gate import gate as examine
     from weightguard.gate import manifest_path
     from weightguard.policy import Policy, find_policy, read_policy
-    from weightguard_cli.conclude import Delivery, conclude
-    from weightguard_cli.target import check_report_target
+    from weightguard.requirements import signature_path
+    from weightguard_cli.conclude import conclude
     from weightguard_cli.verdict import Scope
 
     source = policy or find_policy(path)
     rules = read_policy(source)
-    going = Delivery(*delivery(rules.fail_on))
-    for target in (going.output, *(file for _, file in going.copies)):
-        check_report_target(target, path, source, *([manifest] if manifest else []))
+    going = delivery(rules.fail_on)
+    going.check(path, source, *([manifest] if manifest else []))
     recorded = manifest_path(path, rules, source.parent, manifest)
     compared = recorded is not None and recorded.exists()
     # all of it, and by every rule as it is: only then may the verdict speak of equality
     whole = compared and not trust_cache and rules.rules == Policy().rules
+    signature = signature_path(path, rules, source.parent)
+    # one that is there is checked, whether it is required or not
+    signed = signature is not None and os.path.lexists(signature)
     return conclude(
         "gate",
         lambda progress: examine(
@@ -149,14 +133,16 @@ def _judge(
         ),
         Scope(
             whole,
-            tuple(_unchecked(path, rules, source, compared)),
-            signed=rules.signature is not None and rules.signature.required,
+            tuple(_unchecked(path, rules, source, compared, signed)),
+            signed=signed,
         ),
         going,
     )
 
 
-def _unchecked(path: Path, rules: Policy, source: Path, compared: bool) -> Iterator[str]:
+def _unchecked(
+    path: Path, rules: Policy, source: Path, compared: bool, signed: bool
+) -> Iterator[str]:
     from weightguard.policy.reading import lies_with
 
     if lies_with(source, path):
@@ -169,3 +155,5 @@ def _unchecked(path: Path, rules: Policy, source: Path, compared: bool) -> Itera
         yield f"rules {', '.join(rules.rules.ignore)} (the policy's ignore)"
     if rules.signature is None:
         yield "who made the checkpoint (the policy asks for no signature)"
+    elif not signed and not rules.signature.required:
+        yield "who made the checkpoint (there is no signature, and the policy requires none)"

@@ -120,8 +120,8 @@ def _truncate(text: str) -> Truncate:
 
 
 def _text(output: str, changes: tuple[Change, ...]) -> str:
+    from weightguard.units import counted
     from weightguard_cli.escape import escape_name
-    from weightguard_cli.units import counted
 
     lines = [f"Wrote {escape_name(output)} with {counted(len(changes), 'change')}:"]
     lines += [f"  {_line(change)}" for change in changes[:MAX_SHOWN]]
@@ -131,8 +131,8 @@ def _text(output: str, changes: tuple[Change, ...]) -> str:
 
 
 def _line(change: Change) -> str:
+    from weightguard.units import counted
     from weightguard_cli.escape import escape_name
-    from weightguard_cli.units import counted
 
     place = f"{escape_name(change.file)} at byte {change.offset}"
     if change.kind == "truncate":

@@ -66,10 +66,10 @@ def _inspection(document: ManifestDocument, tensors: dict[str, TensorRecord]) ->
 
 
 def _lines(document: ManifestDocument, tensors: dict[str, TensorRecord]) -> Iterator[str]:
+    from weightguard.units import byte_size, counted
     from weightguard_cli.calibration_text import calibration_lines
     from weightguard_cli.escape import escape_name
     from weightguard_cli.table import table_lines
-    from weightguard_cli.units import byte_size, counted
 
     total = counted(len(document.tensors), "tensor")
     yield f"{document.schema}: {total}, digests {document.digest_algorithm}"

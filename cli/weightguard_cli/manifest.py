@@ -47,13 +47,13 @@ def manifest(
     Exit status: 0 written, 2 could not complete.
     """
     from weightguard import fingerprint
+    from weightguard.units import byte_size, counted
     from weightguard_cli.escape import escape_name
     from weightguard_cli.notice import tell_slow_scan
     from weightguard_cli.output import deliver
     from weightguard_cli.progress import ProgressBar
     from weightguard_cli.status import CLEAN
     from weightguard_cli.target import check_manifest_target
-    from weightguard_cli.units import byte_size, counted
 
     check_manifest_target(output, path)
     tell_slow_scan()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import click
 
@@ -12,6 +12,9 @@ from weightguard_cli.formats import FORMATS
 
 SEVERITIES = ("info", "warning", "error", "critical")
 MAX_THREADS = 1024
+
+Copies: TypeAlias = tuple[tuple[str, Path], ...]
+"""Further formats of a report, and the file of each."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -77,8 +80,30 @@ def output_option(command: Command) -> Command:
     )(command)
 
 
-def report_format_option(command: Command) -> Command:
-    """Add the ``--format`` of commands that end with a report."""
+def _parse_copies(
+    _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> Copies:
+    copies = []
+    for value in values:
+        name, _, file = value.partition("=")
+        if name not in FORMATS or not file:
+            raise click.BadParameter(
+                f"{value!r} is no FORMAT=FILE; formats are {', '.join(FORMATS)}."
+            )
+        copies.append((name, Path(file)))
+    return tuple(copies)
+
+
+def report_format_options(command: Command) -> Command:
+    """Add the ``--format`` and ``--report`` of commands that end with a report."""
+    command = click.option(
+        "--report",
+        "copies",
+        multiple=True,
+        callback=_parse_copies,
+        metavar="FORMAT=FILE",
+        help="Also write the report in this format; repeatable.",
+    )(command)
     return click.option(
         "--format",
         "output_format",
@@ -92,7 +117,7 @@ def report_format_option(command: Command) -> Command:
 
 def report_options(command: Command) -> Command:
     """Add what every command that ends with a report takes."""
-    command = report_format_option(output_option(command))
+    command = report_format_options(output_option(command))
     return click.option(
         "--fail-on",
         type=click.Choice(SEVERITIES),

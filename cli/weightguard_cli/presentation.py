@@ -7,9 +7,10 @@ from pathlib import Path, PurePosixPath
 
 from weightguard.catalogue import Severity
 from weightguard.finding import Report
+from weightguard_cli.account import Account
 from weightguard_cli.status import CLEAN, FINDINGS, INCOMPLETE
 from weightguard_cli.style import Style
-from weightguard_cli.verdict import Scope
+from weightguard_cli.verdict import Scope, Verdict, verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class Presentation:
 
     ``task`` is the command, ``fail_on`` the least severity that fails it. ``folder`` is where the
     checkpoint's files lie relative to where the program runs, None when that is elsewhere.
+    ``account`` is what the command tells beside findings, where that is more than a report.
     """
 
     task: str
@@ -25,6 +27,11 @@ class Presentation:
     fail_on: Severity = Severity.ERROR
     folder: PurePosixPath | None = None
     style: Style = field(default_factory=Style)
+    account: Account | None = None
+
+    def verdict(self, report: Report) -> Verdict:
+        """Return what it all amounts to: the command's own words, or those of the report."""
+        return verdict(report, self.scope) if self.account is None else self.account.verdict
 
     def status(self, report: Report) -> int:
         """Return the exit status that the report amounts to."""

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import sys
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from weightguard_cli.options import (
     CHECKPOINT,
     MANIFEST,
+    Copies,
     NamedPath,
-    report_format_option,
+    report_format_options,
     threads_option,
 )
 
-if TYPE_CHECKING:
-    from weightguard.repair import RepairOutcome
+_STANDS_FOR_FOLDER = re.compile(r"\.index\.json$|-\d{5}-of-\d{5}\.gguf$")
 
 
 @click.command()
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--in-place", is_flag=True, help="Write into PATH itself, from a journal.")
 @click.option("--no-parity", is_flag=True, help="Go without the manifest's parity.")
 @threads_option
-@report_format_option
+@report_format_options
 def repair(
     *,
     path: Path,
@@ -49,6 +48,7 @@ def repair(
     no_parity: bool,
     threads: int | None,
     output_format: str,
+    copies: Copies,
 ) -> int:
     """Restore the checkpoint at PATH to what MANIFEST attests.
 
@@ -63,13 +63,17 @@ def repair(
     """
     from weightguard import Manifest
     from weightguard import repair as work
+    from weightguard_cli.conclude import Delivery, present, publish
     from weightguard_cli.notice import tell_slow_scan
-    from weightguard_cli.output import deliver
     from weightguard_cli.progress import ProgressBar
+    from weightguard_cli.repair_account import repair_account
     from weightguard_cli.status import CLEAN, FINDINGS, INCOMPLETE
+    from weightguard_cli.verdict import Scope
 
     if in_place and output is not None:
         raise click.UsageError("give -o or --in-place, not both.")
+    delivery = Delivery(output_format, None, "error", copies)
+    delivery.check(path, manifest)
     tell_slow_scan()
     with Manifest.read(manifest) as expected, ProgressBar("repair") as progress:
         means = work.Means(golden, not no_parity, threads, progress)
@@ -77,37 +81,21 @@ def repair(
             outcome = work.repair_in_place(path, expected, means)
         else:
             outcome = work.repair(path, expected, output or repaired_name(path), means)
-        text = _told(outcome, expected.document.weights, output_format)
-    deliver(text, None)
+        scope = Scope(True, (), expected.document.weights)
+    account = repair_account(outcome, scope)
+    publish(outcome.report, present("repair", outcome.report, scope, delivery, account), delivery)
     if not outcome.report.complete:
         return INCOMPLETE
     return CLEAN if outcome.healed else FINDINGS
 
 
-def _told(outcome: RepairOutcome, weights: str, output_format: str) -> str:
-    """Return the outcome, or in formats that know only findings what remains of the damage."""
-    from weightguard_cli.formats import render
-    from weightguard_cli.json_output import json_text
-    from weightguard_cli.presentation import Presentation, folder_below
-    from weightguard_cli.repair_text import repair_text
-    from weightguard_cli.style import Style
-    from weightguard_cli.verdict import Scope
-
-    if output_format == "json":
-        return json_text(outcome)
-    report = outcome.report
-    style = Style.of(sys.stdout) if output_format == "text" else Style()
-    folder = folder_below(report.checkpoint, Path.cwd())
-    presentation = Presentation("repair", Scope(True, (), weights), folder=folder, style=style)
-    if output_format == "text":
-        return repair_text(outcome, presentation)
-    return render(output_format, report, presentation)
-
-
 def repaired_name(path: Path) -> Path:
-    """Return ``NAME.repaired`` for a folder, ``NAME.repaired.SUFFIX`` for a file."""
+    """Return ``NAME.repaired`` for a folder, ``NAME.repaired.SUFFIX`` for a file.
+
+    An index, or a part of a split model, stands for its folder.
+    """
     path = path.absolute()
-    if path.is_dir():
-        path = path.resolve()
-        return path.with_name(path.name + ".repaired")
+    if path.is_dir() or _STANDS_FOR_FOLDER.search(path.name):
+        folder = (path if path.is_dir() else path.parent).resolve()
+        return folder.with_name(folder.name + ".repaired")
     return path.with_name(f"{path.stem}.repaired{path.suffix}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from weightguard.salient import OutlierChannel, RecurringChannel, Salience, ScoreName, SuperWeight
+from weightguard.units import counted
 from weightguard_cli.escape import escape_name
 from weightguard_cli.table import table_lines
-from weightguard_cli.units import counted
 
 MAX_SUPER_WEIGHTS = 8
 MAX_CHANNELS = 5

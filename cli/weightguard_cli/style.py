@@ -21,6 +21,11 @@ _COLOURS = {
     "info": "cyan",
     "good": "green",
     "bad": "bright_red",
+    "broken": "bright_red",
+    "replaced": "red",
+    "reshaped": "red",
+    "removed": "red",
+    "added": "yellow",
 }
 
 
@@ -40,8 +45,8 @@ class Style:
         return cls(not os.environ.get("NO_COLOR"), max(MIN_WIDTH, min(columns, MAX_WIDTH)))
 
     def paint(self, text: str, kind: str, *, bold: bool = False) -> str:
-        """Return ``text`` in the colour of a severity or verdict."""
-        return click.style(text, fg=_COLOURS[kind], bold=bold) if self.coloured else text
+        """Return ``text`` in the colour of a severity, a verdict or a tensor's change."""
+        return click.style(text, fg=_COLOURS.get(kind), bold=bold) if self.coloured else text
 
     def strong(self, text: str) -> str:
         """Return ``text`` in bold."""

@@ -12,19 +12,29 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from weightguard.errors import CheckpointError, WeightguardError
 from weightguard_cli.output import STANDARD_OUTPUT
 
 _REPORT_HEAD = 4096
-_MAX_INDEX_BYTES = 256 << 20
+_MAX_JSON_BYTES = 256 << 20
+_VERDICTS = (
+    rb"SOUND|EQUAL|EMPTY|SUSPECT|DIFFERENT|DAMAGED|UNSUPPORTED|UNREADABLE|UNTRUSTED|UNFINISHED"
+    rb"|REFUSED|SAME|TOO FAR|HEALED|INTACT|PARTLY HEALED|NOT HEALED"
+)
 _REPORT = re.compile(
-    rb"(SOUND|EQUAL|EMPTY|SUSPECT|DIFFERENT|DAMAGED|UNSUPPORTED|UNREADABLE|UNTRUSTED|REFUSED): "
+    rb"(" + _VERDICTS + rb"): "
     rb"|(<!DOCTYPE html>\n)?<!-- weightguard report -->\n"
     rb"|<\?xml [^>]{1,80}>\s*<testsuites name=\"weightguard "
     rb'|\{\s*"\$schema": "[^"]{1,200}/sarif-schema-2\.1\.0\.json",\s*"runs": \[\s*\{\s*'
     rb'"automationDetails": \{\s*"id": "weightguard/'
 )
-_JSON_REPORT = re.compile(rb'"schema": "weightguard-report-v\d{1,9}"\n\}\s*$')
+_JSON_REPORT = re.compile(r"weightguard-(report|diff|repair)-v\d{1,9}")
+
+
+class _Schema(msgspec.Struct):
+    schema: str = ""
 
 
 def check_target(target: Path | None, *inputs: Path) -> None:
@@ -86,11 +96,15 @@ def _holds_bytes(target: Path) -> bool:
 def _is_report(target: Path) -> bool:
     with target.open("rb") as file:
         head = file.read(_REPORT_HEAD)
-        file.seek(-min(_REPORT_HEAD, target.stat().st_size), os.SEEK_END)
-        tail = file.read()
     if _REPORT.match(head):
         return b"\0" not in head
-    return head.startswith(b"{") and _JSON_REPORT.search(tail) is not None
+    if not head.startswith(b"{") or target.stat().st_size > _MAX_JSON_BYTES:
+        return False
+    try:
+        schema = msgspec.json.decode(target.read_bytes(), type=_Schema).schema
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return _JSON_REPORT.fullmatch(schema) is not None
 
 
 def _belongs_to(target: Path, checkpoint: Path) -> bool:
@@ -140,7 +154,7 @@ def _recognised(target: Path) -> str | None:
 
 
 def _is_index(target: Path) -> bool:
-    if target.stat().st_size > _MAX_INDEX_BYTES:
+    if target.stat().st_size > _MAX_JSON_BYTES:
         return False
     try:
         return "weight_map" in json.loads(target.read_bytes())

@@ -43,11 +43,11 @@ def ternarize(
     from contextlib import ExitStack
 
     from weightguard import Manifest
+    from weightguard.units import counted
     from weightguard_cli.escape import escape_name
     from weightguard_cli.output import deliver
     from weightguard_cli.progress import ProgressBar
     from weightguard_cli.status import CLEAN
-    from weightguard_cli.units import counted
     from weightguard_integrations.ternary.ternarize import ternarize as run
 
     with ExitStack() as stack:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from weightguard.catalogue import Severity
 from weightguard.finding import Coverage, Report
-from weightguard_cli.units import byte_size, counted, listed
+from weightguard.units import byte_size, counted, listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,9 @@ _EQUALITY = ("WG305", "WG306", "WG4")
 
 _DEMANDS = ("WG51", "WG6")
 """Rules of what a policy demands beyond sound weights."""
+
+_UNFINISHED = "WG123"
+"""The rule of a repair in place that was interrupted."""
 
 _NOT_READ = frozenset({"WG108", "WG116", "WG119"})
 """Rules that leave a tensor out though nothing shows that it is damaged."""
@@ -78,6 +81,8 @@ def _bad(report: Report) -> Verdict:
         return Verdict("UNSUPPORTED", _unread(report) or _count(report), "bad")
     if any(f.rule.startswith("WG50") for f in graver):
         return Verdict("UNTRUSTED", _count(report), "bad")
+    if all(f.rule == _UNFINISHED for f in graver):
+        return Verdict("UNFINISHED", _count(report), "bad")
     if all(f.rule.startswith(_DEMANDS) for f in graver):
         return Verdict("REFUSED", _count(report), "bad")
     equality_only = all(f.rule.startswith(_EQUALITY) for f in graver)
@@ -109,7 +114,14 @@ def _count(report: Report) -> str:
     counts = Counter(found.severity for found in report.findings)
     parts = [f"{counts[s.label]} {s.label}" for s in reversed(Severity) if counts[s.label]]
     noun = "finding" if len(report.findings) == 1 else "findings"
+    return f"{listed(parts) or 'no'} {noun}{_where(report)}"
+
+
+def _where(report: Report) -> str:
+    """Return how many tensors have findings; of how many only where all of them were read."""
     tensors = {f.location.tensor for f in report.findings if f.location.tensor is not None}
-    total = report.coverage.tensors_total
-    where = f" in {len(tensors)} of {counted(total, 'tensor')}" if tensors and total else ""
-    return f"{listed(parts) or 'no'} {noun}{where}"
+    if not tensors or not report.coverage.tensors_total:
+        return ""
+    if tensors <= {tensor.name for tensor in report.ranges}:
+        return f" in {len(tensors):,} of {counted(report.coverage.tensors_total, 'tensor')}"
+    return f" in {counted(len(tensors), 'tensor')}"

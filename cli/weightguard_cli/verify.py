@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from weightguard_cli.options import CHECKPOINT, MANIFEST, report_options, threads_option
+from weightguard_cli.options import CHECKPOINT, MANIFEST, Copies, report_options, threads_option
 from weightguard_cli.trust import Trust, trust_options
 
 HEALTH = "the health of the weights (`weightguard audit` does)"
@@ -29,6 +29,7 @@ def verify(
     fail_on: str,
     output_format: str,
     output: Path | None,
+    copies: Copies,
     **trust: Any,
 ) -> int:
     """Compare the checkpoint at PATH with MANIFEST, tensor by tensor.
@@ -46,11 +47,10 @@ def verify(
     from weightguard import verify as examine
     from weightguard.signing import verify_signed
     from weightguard_cli.conclude import Delivery, conclude
-    from weightguard_cli.target import check_report_target
     from weightguard_cli.verdict import Scope
 
-    check_report_target(output, path, manifest)
-    delivery = Delivery(output_format, output, fail_on)
+    delivery = Delivery(output_format, output, fail_on, copies)
+    delivery.check(path, manifest)
     signer = Trust(**trust).signer()
     if signer is not None:
         return conclude(

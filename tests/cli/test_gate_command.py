@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import random_tensor, write_safetensors
+from tests.signers import write_key
 from weightguard.policy import read_policy
 from weightguard.policy.document import Policy
 from weightguard_cli.main import main
@@ -39,6 +40,8 @@ def test_init_writes_a_policy_once(model: Path, capsys: pytest.CaptureFixture[st
     assert main(["gate", "--init", "--policy", "link.toml"]) == 2
     assert not Path("dangling.toml").exists()
     assert main(["gate", "--init", "model"]) == 2
+    assert main(["gate", "--init", "--policy", "pyproject.toml"]) == 2
+    assert not Path("pyproject.toml").exists()
 
 
 def test_without_a_policy_it_is_said_how_to_get_one(
@@ -86,6 +89,27 @@ def test_equality_is_claimed_only_where_it_was_checked(
     Path("weightguard.toml").write_text(text + 'rules.severity = { WG4 = "info", WG3 = "info" }')
     assert main(["gate", "model"]) == 0
     assert capsys.readouterr().out.startswith("SOUND: nothing above info")
+
+
+def test_a_signature_that_is_not_required_is_said_to_be_unchecked(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    private, _ = write_key(Path(), "key")
+    Path("weightguard.toml").write_text('signature = { public-key = "key.pub", required = false }')
+    assert main(["gate", "model"]) == 0
+    assert "there is no signature, and the policy requires none" in capsys.readouterr().out
+    assert main(["sign", "model", "--key", str(private)]) == 0
+    capsys.readouterr()
+    assert main(["gate", "model"]) == 0
+    assert "no signature" not in capsys.readouterr().out
+
+
+def test_a_mistyped_checkpoint_is_what_is_told(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("weightguard.toml").write_text("")
+    assert main(["gate", "modle"]) == 2
+    assert "'modle' cannot be opened: No such file or directory" in capsys.readouterr().out
 
 
 def test_one_pass_makes_several_reports(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from tests.checkpoints import random_tensor, write_safetensors
 from tests.damaged import MIB, attest, contents, flip, overwrite, parity_of, write_model
 from weightguard.repair.journal import locked
 from weightguard_cli.main import main
+from weightguard_cli.repair import repaired_name
 
 SECOND = "model-00002-of-00002.safetensors"
 
@@ -48,9 +49,9 @@ def test_a_healed_checkpoint_ends_with_0_and_says_by_what(
     assert main(["repair", str(model), str(manifest)]) == 0
     text = capsys.readouterr().out
     assert text.startswith("HEALED: ")
-    assert f"c in {SECOND}: 1 block by residues and 1 block by parity" in text
-    assert f"The result is at {tmp_path / 'model.repaired'}." in text
-    assert "Copied as they are, not checked: sub/notes.txt and tokenizer.json." in text
+    assert f"1 block by residues and 1 block by parity  {SECOND}  c\n" in text
+    assert f"  result    {tmp_path / 'model.repaired'}\n" in text
+    assert "copied as they are, not checked: sub/notes.txt and tokenizer.json\n" in text
     assert "EQUAL: " in text
     assert contents(tmp_path / "model.repaired") == sound
     assert main(["repair", str(model), str(manifest)]) == 2
@@ -82,7 +83,67 @@ def test_a_sound_checkpoint_ends_with_0(
     assert capsys.readouterr().out.startswith("INTACT: nothing was damaged\n")
 
 
-@pytest.mark.parametrize("kind", ["parity gone", "parity altered", "sidecar gone", "golden other",
+def test_a_copy_of_a_sound_checkpoint_is_called_so(
+    model: Path, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["repair", str(model), str(manifest), "-o", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("INTACT: nothing was damaged\n")
+    assert "the result is a copy, the same as what was given\n" in text
+    assert contents(tmp_path / "out") == contents(model)
+
+
+def test_an_index_stands_for_its_folder(
+    model: Path, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = model / "model.safetensors.index.json"
+    sound = contents(model)
+    flip(model / SECOND, 5000)
+    before = contents(model)
+    assert main(["repair", str(index), str(manifest), "-o", str(model / "new")]) == 2
+    assert "several files" in capsys.readouterr().err
+    assert main(["repair", str(index), str(manifest)]) == 0
+    assert contents(model) == before
+    healed = contents(tmp_path / "model.repaired")
+    assert healed == {name: sound[name] for name in healed}
+    assert len(healed) == 3
+    assert repaired_name(Path("m/big-00001-of-00002.gguf")) == Path.cwd() / "m.repaired"
+    assert repaired_name(Path("m/big.gguf")) == Path.cwd() / "m" / "big.repaired.gguf"
+
+
+def test_a_journal_of_what_was_replaced_is_told(
+    model: Path, manifest: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = (model / SECOND).read_bytes()
+    flip(model / SECOND, 5000)
+    arguments = ["repair", str(model), str(manifest), "--in-place"]
+    with monkeypatch.context() as patch:
+        patch.setattr("weightguard.repair.run.apply_journal", lambda *_: False)
+        main(arguments)
+    capsys.readouterr()
+    assert main(["verify", str(model), str(manifest)]) == 1
+    assert "error WG123 unfinished-repair\n" in capsys.readouterr().out
+    before = contents(model)
+    assert main(["manifest", str(model), "-o", str(model / "new.weightguard.json")]) == 2
+    error = capsys.readouterr().err
+    assert "was interrupted" in error
+    assert "--in-place" in error
+    assert contents(model) == before
+    (model / SECOND).write_bytes(b"".join((sound[:5000], b"zz", sound[5002:])))
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "was replaced or changed since" in error
+    assert "Delete that file and repair again" in error
+    (model / SECOND).write_bytes(sound)
+    assert main(["verify", str(model), str(manifest)]) == 1
+    assert capsys.readouterr().out.startswith("UNFINISHED: 1 error finding\n")
+    assert main(arguments) == 0
+    assert "finished from its journal" in capsys.readouterr().out
+    assert main(["verify", str(model), str(manifest)]) == 0
+
+
+@pytest.mark.parametrize("kind", ["parity gone", "parity altered", "parity cut", "sidecar gone",
+                                  "golden other",
                                   "golden gone", "two targets", "busy", "no manifest"])  # fmt: skip
 def test_what_cannot_be_done_ends_with_2_and_changes_nothing(
     model: Path, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
@@ -98,6 +159,8 @@ def test_what_cannot_be_done_ends_with_2_and_changes_nothing(
             parity_of(manifest).unlink()
         case "parity altered":
             flip(parity_of(manifest), 5000)
+        case "parity cut":
+            os.truncate(parity_of(manifest), 100_000)
         case "sidecar gone":
             next(tmp_path.glob("*.sidecar")).unlink()
         case "golden other":
@@ -118,27 +181,48 @@ def test_what_cannot_be_done_ends_with_2_and_changes_nothing(
     assert captured.err.startswith("weightguard: ")
     assert "internal error" not in captured.err
     assert contents(model) == before
+    if kind.startswith(("parity", "sidecar")):
+        assert "Fetch it again from where the manifest came" in captured.err
+    assert ("--no-parity" in captured.err) == kind.startswith("parity")
+
+
+def limited(size: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process that cannot make a file longer than ``size``."""
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size},) * 2);"
+        "from weightguard_cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
+    )
 
 
 def test_a_limit_on_file_sizes_is_a_full_disk(model: Path, manifest: Path, tmp_path: Path) -> None:
     """RLIMIT_FSIZE in a process of its own: every write fails where the limit is reached."""
     overwrite(model / SECOND, 2 * MIB + 10_000, os.urandom(300_000))
     before, around = contents(model), {p.name for p in tmp_path.iterdir()}
-    script = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (500_000,) * 2);"
-        "from weightguard_cli.main import main; sys.exit(main(sys.argv[1:]))"
-    )
     for how in (["--in-place"], ["-o", str(tmp_path / "out")]):
-        done = subprocess.run(
-            [sys.executable, "-c", script, "repair", str(model), str(manifest), *how],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        done = limited(500_000, "repair", str(model), str(manifest), *how)
         assert done.returncode == 2
         assert "File too large" in done.stderr
         assert "Traceback" not in done.stderr
         assert contents(model) == before
         assert {p.name for p in tmp_path.iterdir()} == around
+
+
+def test_growth_that_a_limit_forbids_leaves_no_file_half_extended(
+    model: Path, manifest: Path, tmp_path: Path
+) -> None:
+    size = (model / SECOND).stat().st_size
+    os.truncate(model / SECOND, size - 300_000)
+    before = contents(model)
+    done = limited(size - 100_000, "repair", str(model), str(manifest), "--in-place")
+    assert done.returncode == 2
+    assert "longer by 300,000 bytes" in done.stderr
+    assert "File too large" in done.stderr
+    assert contents(model) == before
+    assert main(["repair", str(model), str(manifest), "--in-place"]) == 0
 
 
 def test_a_drill_from_injection_to_repair(

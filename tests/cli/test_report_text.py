@@ -17,6 +17,7 @@ from weightguard.finding import (
     finding,
     ordered,
 )
+from weightguard.ranges import TensorRange
 from weightguard_cli.formats.text import MAX_SHOWN, report_text
 from weightguard_cli.style import Style
 from weightguard_cli.verdict import Scope, verdict
@@ -28,7 +29,11 @@ HOSTILE = "\x1b[31m\n::error::x|<script>\u202e##[error]\ud800" + "y" * 1_000_000
 
 def report(*findings: Finding, complete: bool = True, tensors: int = 272) -> Report:
     coverage = Coverage(tensors, tensors, 94_000_000, 98_000_000)
-    return Report("model.gguf", "gguf", complete, ordered(findings), coverage)
+    ranges = tuple(
+        TensorRange(name, "F16", (4, 64), 512, "model.gguf", 0, -1.0, 1.0, 1.0, 0.5, 0, 0, 0)
+        for name in ("a", "b", "blk.0.weight")
+    )
+    return Report("model.gguf", "gguf", complete, ordered(findings), coverage, ranges=ranges)
 
 
 def changed_element() -> Finding:
@@ -75,8 +80,14 @@ def changed_element() -> Finding:
             AUDIT,
             "DAMAGED: 1 critical and 1 error findings in 2 of 272 tensors",
         ),
+        (
+            (finding("WG402", "gone", tensor="c"), finding("WG401", "other", tensor="a")),
+            VERIFY,
+            "DIFFERENT: 2 critical findings in 2 tensors",
+        ),
         ((changed_element(),), VERIFY, "DIFFERENT: 1 critical finding in 1 of 272 tensors"),
         ((finding("WG121", "extra"),), AUDIT, "SUSPECT: 1 warning finding"),
+        ((finding("WG123", "journal"),), VERIFY, "UNFINISHED: 1 error finding"),
         ((finding("WG119", "sparse"),), AUDIT, "UNSUPPORTED: 1 error finding"),
         (
             (finding("WG408", "untied", tensor="a"),),

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from tests.checkpoints import random_tensor, write_safetensors
-from tests.signers import write_key
+from tests.signers import write_authority, write_key
 from weightguard_cli.main import main
 
 MANIFEST = "model.weightguard.json"
@@ -40,6 +40,25 @@ def test_sign_verify_and_damage(folder, keys, capsys):
     out = capsys.readouterr().out
     assert out.startswith("UNTRUSTED")
     assert "WG508 unsigned-file" in out
+
+
+def test_a_demanded_signature_that_is_not_there_fails_whatever_fails_else(folder, keys, capsys):
+    assert run("sign", folder, "--key", keys[0]) == 0
+    verify = ("verify", folder, folder / MANIFEST, "--public-key", keys[1], "--fail-on", "critical")
+    assert run(*verify) == 0
+    signature = folder / "model.sig"
+    (folder / "tokenizer.json").write_text("{}")
+    assert run(*verify) == 1
+    (folder / "tokenizer.json").unlink()
+    for spoil in (
+        signature.unlink,
+        lambda: signature.write_text("{}"),
+        lambda: signature.unlink() or signature.symlink_to("/etc/passwd"),
+    ):
+        spoil()
+        capsys.readouterr()
+        assert run(*verify) == 1
+        assert "1 critical finding" in capsys.readouterr().out.splitlines()[0]
 
 
 def test_changed_weights_are_not_signed(folder, keys, capsys):
@@ -115,6 +134,16 @@ def test_without_the_extra_the_error_says_what_to_install(folder, keys):
     assert done.returncode == 2
     assert "pip install 'weightguard-integrity[sign]'" in done.stderr
     assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
+
+
+def test_the_library_adds_nothing_to_what_is_told(folder, tmp_path):
+    certified = write_authority(tmp_path, "code", "code")
+    chain = ("--certificate", certified["leaf"], "--chain", certified["intermediate"])
+    assert run("sign", folder, "--key", certified["key"], *chain) == 0
+    command = [sys.executable, "-m", "weightguard_cli", "verify", folder, folder / MANIFEST]
+    command += ["--certificate-chain", certified["root"]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_target_that_cannot_be_written_is_told_before_the_work(folder, keys, capsys):

@@ -76,6 +76,13 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == set()
 
 
+def test_a_folder_that_is_not_there_is_told_by_the_target(tmp_path: Path) -> None:
+    target = tmp_path / "none" / "x"
+    with pytest.raises(FileNotFoundError) as caught, atomic_write(target):
+        pass
+    assert caught.value.filename == str(target)
+
+
 def test_a_manifest_takes_away_abandoned_sidecars_too(tmp_path: Path) -> None:
     model = write_safetensors(tmp_path / "m.safetensors", {"w": random_tensor("F32", (8, 64))})
     target = tmp_path / "m.weightguard.json"

@@ -114,17 +114,72 @@ def test_status(base: Tensors, new: Tensors, status: str, tmp_path: Path) -> Non
     assert only(compared(tmp_path, base, new)).status == status
 
 
-def test_values_that_are_lost_are_counted_and_spoil_no_measure(tmp_path: Path) -> None:
-    base = random_tensor(*F32)
-    harmed = values(base).copy()
-    harmed[[3, 70]] = np.nan, np.inf
-    change = only(compared(tmp_path, {"w": base}, {"w": (*F32, harmed.tobytes())}))
-    assert (change.not_finite, change.changed, change.relative_change) == (2, 2, 0)
-    limits = DriftLimits(max_change=10)
-    (found,) = compared(
-        tmp_path, {"w": base}, {"w": (*F32, harmed.tobytes())}, limits=limits
-    ).findings
-    assert found.rule == "WG601"
+def holding(places: dict[int, float]) -> tuple[str, tuple[int, ...], bytes]:
+    """Return the random tensor with some values in other values' places."""
+    changed = values(random_tensor(*F32)).copy()
+    changed[[*places]] = [*places.values()]
+    return (*F32, changed.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("odd", "words", "counts"),
+    [
+        ({70: np.nan}, "1 NaN, the first at [1,6]", (1, 0)),
+        ({70: np.inf}, "1 infinity, the first at [1,6]", (0, 1)),
+        ({4000: -np.inf, 70: np.nan, 71: np.nan, 9: np.inf},
+         "2 NaN and 2 infinities, the first at [0,9]", (2, 2)),
+    ],
+)  # fmt: skip
+def test_nan_and_infinities_are_told_as_such(
+    odd: dict[int, float], words: str, counts: tuple[int, int], tmp_path: Path
+) -> None:
+    sound, harmed, limits = random_tensor(*F32), holding(odd), DriftLimits(max_change=10)
+    found = compared(tmp_path, {"w": sound}, {"w": harmed}, limits=limits)
+    change, first = only(found), divmod(min(odd), 64)
+    assert (change.status, change.changed, change.gone) == ("broken", len(odd), None)
+    assert change.appeared is not None
+    assert (change.appeared.nan, change.appeared.inf, change.appeared.first) == (*counts, first)
+    assert (change.greatest_at, change.relative_change) == (None, 0)
+    (told,) = found.findings
+    assert told.rule == "WG601"
+    assert told.message == f"{words}, where the base has finite values"
+    assert told.location.element == first
+    recorded = told.evidence.get("nan_appeared", 0), told.evidence.get("inf_appeared", 0)
+    assert recorded == counts
+
+    found = compared(tmp_path, {"w": harmed}, {"w": sound}, limits=limits)
+    change = only(found)
+    assert (change.status, change.appeared) == ("fine-tuned", None)
+    assert change.gone is not None
+    assert change.gone.first == first
+    assert found.findings[0].message == f"finite values where the base has {words}"
+    assert found.findings[0].location.element == first
+
+
+def test_nan_that_becomes_infinite_is_both(tmp_path: Path) -> None:
+    change = only(compared(tmp_path, {"w": holding({70: np.nan})}, {"w": holding({70: np.inf})}))
+    assert change.appeared is not None
+    assert change.gone is not None
+    assert (change.appeared.inf, change.gone.nan) == (1, 1)
+
+
+def test_a_tensor_without_finite_values_has_no_relative_change(tmp_path: Path) -> None:
+    nothing = holding(dict.fromkeys(range(4096), np.nan))
+    change = only(compared(tmp_path, {"w": random_tensor(*F32)}, {"w": nothing}))
+    assert (change.status, change.relative_change, change.greatest_at) == ("broken", None, None)
+    assert only(compared(tmp_path, {"w": nothing}, {"w": nothing})).status == "unchanged"
+
+
+def test_zeros_of_another_sign_change_bits_and_no_value(tmp_path: Path) -> None:
+    change = only(compared(tmp_path, {"w": holding({7: 0.0})}, {"w": holding({7: -0.0})}))
+    assert (change.changed, change.greatest_change, change.greatest_at) == (1, None, None)
+
+
+def test_a_cast_that_overflows_is_broken(tmp_path: Path) -> None:
+    wide = values(holding({70: 1e30}))
+    with np.errstate(over="ignore"):
+        narrow = ("F16", (64, 64), wide.astype("<f2").tobytes())
+    assert only(compared(tmp_path, {"w": (*F32, wide.tobytes())}, {"w": narrow})).status == "broken"
 
 
 def test_huge_values_exceed_every_limit(tmp_path: Path) -> None:
@@ -161,8 +216,23 @@ def test_manifests_are_compared_without_weights(digest: str, tmp_path: Path) -> 
     assert diff(base, model).count("unchanged") == 3
     with pytest.raises(WeightguardError, match="a manifest holds no weights"):
         diff(base, new, limits=DriftLimits(max_change=0.1))
+    for useless in (float("nan"), -0.1):
+        with pytest.raises(WeightguardError, match="must be 0 or more"):
+            DriftLimits(max_change=useless)
     frozen = diff(base, new, limits=DriftLimits(changed=(), added=("*",), removed=("*",)))
     assert [f.rule for f in frozen.findings] == ["WG603"]
+
+
+def test_manifests_tell_that_nan_appeared(tmp_path: Path) -> None:
+    base = attested(tmp_path, "base", {"w": random_tensor(*F32)})
+    new = attested(tmp_path, "new", {"w": holding({70: np.nan, 71: np.inf})})
+    change = only(diff(base, new))
+    assert change.status == "broken"
+    assert change.new is not None
+    assert (change.new.nan, change.new.inf) == (1, 1)
+    found = diff(base, new, limits=DriftLimits())
+    assert [(f.rule, f.evidence["nan"]) for f in found.findings] == [("WG601", [0, 1])]
+    assert only(diff(new, base)).status == "changed"
 
 
 def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:

@@ -10,13 +10,15 @@ import pytest
 
 from tests.checkpoints import Tensors, random_tensor, write_safetensors, write_sharded
 from tests.real_models import smollm2_bf16
-from tests.signers import write_key
+from tests.signers import model_signing, write_authority, write_key
 from weightguard import ManifestError, Report, audit, fingerprint, gate, open_checkpoint
+from weightguard.catalogue import Severity
 from weightguard.checkpoint.files import CheckpointFile
+from weightguard.checkpoint.unfinished import JOURNAL
 from weightguard.errors import WeightguardError
 from weightguard.policy import Policy, PolicyError
 from weightguard.policy.reading import parse_policy
-from weightguard.signing import PrivateKey, Signed, sign
+from weightguard.signing import CertifiedKey, PrivateKey, Signed, sign
 
 TENSORS: Tensors = {
     "a.weight": random_tensor("BF16", (64, 128), 1),
@@ -44,6 +46,15 @@ def judged(path: Path, text: str, tmp_path: Path, **options: object) -> Report:
 
 def codes(report: Report) -> list[str]:
     return [found.rule for found in report.findings]
+
+
+def test_what_may_be_half_written_does_not_pass(model: Path, tmp_path: Path) -> None:
+    (model / JOURNAL).touch()
+    report = judged(model, "", tmp_path)
+    assert codes(report) == ["WG123"]
+    assert report.at_least(Severity.ERROR)
+    (model / "model.safetensors").write_bytes(b"\xff" * 100)
+    assert set(codes(judged(model, "", tmp_path))) > {"WG123"}
 
 
 def test_no_demand_is_an_audit(model: Path, tmp_path: Path) -> None:
@@ -135,6 +146,19 @@ def test_a_calibration_is_demanded_of_the_manifest(model: Path, tmp_path: Path) 
     text = 'manifest.path = "m.json"\ncalibration.required = true'
     (found,) = judged(model, text, tmp_path).findings
     assert (found.rule, found.message) == ("WG512", "the manifest holds no calibration")
+
+
+def test_rules_that_compare_need_a_manifest(model: Path, tmp_path: Path) -> None:
+    text = 'rules.select = ["WG4"]'
+    lenient = f'{text}\nmanifest = {{ path = "m.json", required = false }}'
+    for useless in (text, lenient):
+        with pytest.raises(WeightguardError, match="nothing would be checked"):
+            judged(model, useless, tmp_path)
+    assert codes(judged(model, f'{text}\nmanifest.path = "m.json"', tmp_path)) == ["WG511"]
+    with fingerprint(model) as manifest:
+        manifest.write(tmp_path / "m.json")
+    assert judged(model, lenient, tmp_path).findings == ()
+    assert judged(model, text, tmp_path, manifest=tmp_path / "m.json").findings == ()
 
 
 def test_rules_are_chosen_and_regraded(model: Path, tmp_path: Path) -> None:
@@ -307,6 +331,26 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"private": private, "release.pub": public, "other.pub": other}
 
 
+def test_a_signature_by_whom_the_policys_authority_certified(model: Path, tmp_path: Path) -> None:
+    good, other = write_authority(tmp_path, "good"), write_authority(tmp_path, "other")
+    text = 'signature.certificates = ["good-root.crt", "good-intermediate.crt"]'
+    sign(model, CertifiedKey(PrivateKey(good["key"]), good["leaf"]))
+    assert judged(model, text, tmp_path).findings == ()
+    signature = model / "model.sig"
+    for authority, found in ((good, []), (other, ["WG504"])):
+        signature.unlink()
+        run = model_signing(
+            "sign", "certificate", model, "--signature", signature,
+            "--private_key", authority["key"], "--signing_certificate", authority["leaf"],
+            "--certificate_chain", authority["intermediate"],
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        assert codes(judged(model, text, tmp_path)) == found
+    signature.unlink()
+    with pytest.raises(WeightguardError, match="cannot read the certificate"):
+        judged(model, 'signature.certificates = ["none.crt"]', tmp_path)
+
+
 def test_the_signature_of_whom_the_policy_names(
     model: Path, tmp_path: Path, keys: dict[str, Path]
 ) -> None:
@@ -316,7 +360,7 @@ def test_the_signature_of_whom_the_policy_names(
         'signature.public-key = "release.pub"\n'
         'manifest.path = "{checkpoint}/model.weightguard.json"'
     )
-    assert codes(judged(model, text, tmp_path)) == ["WG511", "WG501"]
+    assert codes(judged(model, text, tmp_path)) == ["WG501", "WG511"]
     lenient = 'signature = { public-key = "release.pub", required = false }'
     assert codes(judged(model, lenient, tmp_path)) == []
     assert isinstance(sign(model, PrivateKey(keys["private"])), Signed)
@@ -335,7 +379,10 @@ def test_the_signature_of_whom_the_policy_names(
     assert "WG401" not in found
 
 
-def test_a_key_that_is_missing_is_no_finding(model: Path, tmp_path: Path) -> None:
-    (model / "model.sig").write_text("{}")
-    with pytest.raises(WeightguardError, match=r"none\.pub"):
-        judged(model, 'signature.public-key = "none.pub"', tmp_path)
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_key_that_is_missing_is_no_finding(signed: bool, model: Path, tmp_path: Path) -> None:
+    if signed:
+        (model / "model.sig").write_text("{}")
+    for text in ("", "\nsignature.required = false"):
+        with pytest.raises(WeightguardError, match=r"none\.pub"):
+            judged(model, f'signature.public-key = "none.pub"{text}', tmp_path)

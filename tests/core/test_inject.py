@@ -120,3 +120,12 @@ def test_the_original_is_never_the_target(tmp_path: Path) -> None:
             inject(model, target, [Random(1)])
     with pytest.raises(CheckpointError):
         inject(tmp_path / "nothing", tmp_path / "out", [Random(1)])
+
+
+def test_a_name_that_is_nearly_a_tensors_is_told_which(tmp_path: Path) -> None:
+    tensors = {"layers.0.mlp.weight": random_tensor("F32", (4,)), "norm": TENSORS["d"]}
+    model = write_safetensors(tmp_path / "m.safetensors", tensors)
+    with pytest.raises(WeightguardError, match=r"; did you mean 'layers\.0\.mlp\.weight'\?"):
+        inject(model, tmp_path / "out", [Zero("layer.0.mlp.weight")])
+    with pytest.raises(WeightguardError, match=r"one run of a file\. `weightguard inspect`"):
+        inject(model, tmp_path / "out", [Zero("zzzz")])

@@ -1,4 +1,5 @@
 import base64
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.checkpoints import random_tensor, write_sharded
 from tests.signers import model_signing, write_authority, write_key
 from weightguard import ManifestError, Report, WeightguardError
+from weightguard.checkpoint.unfinished import JOURNAL
 from weightguard.signing import (
     Certificate,
     CertifiedKey,
@@ -18,6 +20,7 @@ from weightguard.signing import (
     PublicKey,
     Signed,
     Sigstore,
+    SigstoreLogin,
     sign,
     verify_signature,
     verify_signed,
@@ -200,6 +203,7 @@ def test_every_fault_is_the_finding_it_should_be(signed, keys, name):
     place = file or sidecar(signed).name
     assert place in [f.location.file for f in found if f.rule == code]
     assert all(f.rule.startswith("WG5") for f in found)
+    assert {f.severity for f in found} == {"critical"}
 
 
 def test_a_link_or_pipe_in_place_of_a_signed_file(signed, keys):
@@ -213,7 +217,8 @@ def test_a_link_or_pipe_in_place_of_a_signed_file(signed, keys):
 def test_a_signature_that_is_no_file_of_the_folder(signed, keys):
     (signed / "model.sig").unlink()
     os.mkfifo(signed / "model.sig")
-    assert codes(verify_signature(signed, PublicKey(keys[1]))) == ["WG111"]
+    (found,) = verify_signature(signed, PublicKey(keys[1]))
+    assert (found.rule, found.severity) == ("WG111", "critical")
     (signed / "model.sig").unlink()
     (signed / "model.sig").symlink_to("/etc/passwd")
     assert codes(verify_signature(signed, PublicKey(keys[1]))) == ["WG110"]
@@ -323,6 +328,8 @@ def test_a_signature_never_replaces_anything_else(signed, keys):
         (lambda f: (f / "link").symlink_to("config.json"), "'link' is no regular file"),
         (lambda f: (f / "sub" / os.fsdecode(b"x\xff")).touch(), "not Unicode text"),
         (lambda f: [(f / f"{n}.weightguard.json").touch() for n in "ab"], "several manifests"),
+        (lambda f: (f / JOURNAL).touch(), "interrupted: nothing was signed.*--in-place.*delete"),
+        (lambda f: (f / "sub" / JOURNAL).touch(), "interrupted: nothing was signed"),
     ],
 )
 def test_a_folder_that_cannot_be_signed_stays_as_it_is(tmp_path, keys, spoil, words):
@@ -367,11 +374,69 @@ def test_certificates_both_ways(tmp_path):
     assert verify_signature(folder, trusted) == ()
 
 
-def test_a_certificate_that_is_not_for_signing(tmp_path):
-    wrong = write_authority(tmp_path, "wrong", may_sign=False)
+def verified_by_the_program(folder: Path, *trusted: Path) -> bool:
+    chain = [option for path in trusted for option in ("--certificate_chain", path)]
+    run = model_signing(
+        "verify", "certificate", folder, "--signature", folder / "model.sig", *chain
+    )
+    return run.returncode == 0
+
+
+@pytest.mark.parametrize("leaf_for", ["signing", "code"])
+def test_a_certificate_without_a_chain(tmp_path, leaf_for):
+    good = write_authority(tmp_path, "good", leaf_for)
     folder = make_model(tmp_path / "model")
-    sign(folder, CertifiedKey(PrivateKey(wrong["key"]), wrong["leaf"], (wrong["intermediate"],)))
+    sign(folder, CertifiedKey(PrivateKey(good["key"]), good["leaf"]))
+    whole = (good["root"], good["intermediate"])
+    assert verified_by_the_program(folder, *whole)
+    assert verify_signature(folder, Certificate(whole)) == ()
+    assert not verified_by_the_program(folder, good["root"])
+    assert codes(verify_signature(folder, Certificate((good["root"],)))) == ["WG504"]
+
+
+def test_a_certificate_that_signs_itself(tmp_path):
+    own = write_authority(tmp_path, "own", roles=("leaf",))
+    folder = make_model(tmp_path / "model")
+    sign(folder, CertifiedKey(PrivateKey(own["key"]), own["leaf"]))
+    assert verified_by_the_program(folder, own["leaf"])
+    assert verify_signature(folder, Certificate((own["leaf"],))) == ()
+
+
+def test_certificates_in_one_file_travel_together(tmp_path):
+    good = write_authority(tmp_path, "good")
+    full = tmp_path / "fullchain.crt"
+    full.write_bytes(good["leaf"].read_bytes() + good["intermediate"].read_bytes())
+    folder = make_model(tmp_path / "model")
+    sign(folder, CertifiedKey(PrivateKey(good["key"]), full))
+    assert verified_by_the_program(folder, good["root"])
+    assert verify_signature(folder, Certificate((good["root"],))) == ()
+
+
+def test_a_certificate_that_is_not_for_signing(tmp_path):
+    wrong = write_authority(tmp_path, "wrong", "web")
+    folder = make_model(tmp_path / "model")
+    before = sorted(folder.iterdir())
+    with pytest.raises(WeightguardError, match=r"not for signing.*digitalSignature"):
+        sign(folder, CertifiedKey(PrivateKey(wrong["key"]), wrong["leaf"]))
+    assert sorted(folder.iterdir()) == before
+    run = model_signing(
+        "sign", "certificate", folder, "--signature", folder / "model.sig",
+        "--private_key", wrong["key"], "--signing_certificate", wrong["leaf"],
+        "--certificate_chain", wrong["intermediate"],
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert not verified_by_the_program(folder, wrong["root"])
     assert codes(verify_signature(folder, Certificate((wrong["root"],)))) == ["WG504"]
+
+
+def test_what_is_no_certificate_to_sign_with(tmp_path, keys):
+    folder = make_model(tmp_path / "model")
+    (tmp_path / "empty").touch()
+    for path, words in {keys[1]: "holds no PEM", tmp_path / "empty": "holds no PEM",
+                        tmp_path / "absent": "cannot read the certificate"}.items():  # fmt: skip
+        with pytest.raises(WeightguardError, match=words):
+            sign(folder, CertifiedKey(PrivateKey(keys[0]), path))
+    assert not (folder / MANIFEST).exists()
 
 
 def test_no_certificate_means_no_trust_in_the_public_web(signed):
@@ -388,11 +453,50 @@ def test_a_certificate_of_another_key(tmp_path, keys):
     assert sorted(folder.iterdir()) == before
 
 
+def test_the_key_is_looked_at_before_the_signature(signed, tmp_path):
+    (signed / "model.sig").unlink()
+    with pytest.raises(WeightguardError, match="cannot read the public key"):
+        verify_signature(signed, PublicKey(tmp_path / "none.pub"))
+    with pytest.raises(WeightguardError, match="cannot read the certificate"):
+        verify_signature(signed, Certificate((tmp_path / "none.crt",)))
+
+
+def test_a_signature_that_cannot_be_written_is_told_by_its_own_name(signed, keys, monkeypatch):
+    def full(suffix, prefix, folder):
+        raise OSError(errno.EROFS, "Read-only file system", f"{folder}/{prefix}abcd{suffix}")
+
+    before = (signed / "model.sig").read_bytes()
+    monkeypatch.setattr("tempfile.mkstemp", full)
+    with pytest.raises(WeightguardError, match=r"model\.sig': Read-only") as caught:
+        sign(signed, PrivateKey(keys[0]))
+    assert ".tmp" not in str(caught.value)
+    assert (signed / "model.sig").read_bytes() == before
+
+
 def test_unusable_roots_of_sigstore(signed, tmp_path):
     (tmp_path / "trust.json").write_text("{}")
     trusted = Sigstore("me@example.com", "https://accounts.example.com", tmp_path / "trust.json")
     with pytest.raises(WeightguardError, match="roots of trust cannot be had"):
         verify_signature(signed, trusted)
+    folder = make_model(tmp_path / "unsigned")
+    before = sorted(folder.iterdir())
+    with pytest.raises(WeightguardError, match="roots of trust cannot be had"):
+        sign(folder, SigstoreLogin("token", tmp_path / "trust.json"))
+    assert sorted(folder.iterdir()) == before
+
+
+def test_what_the_network_said_is_told():
+    from weightguard.signing.library import reaching_sigstore
+
+    def refresh():
+        try:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+        except OSError as error:
+            raise ValueError("no metadata") from error
+
+    words = r"cannot be had: no metadata \(\[Errno 111\] Connection refused\)\. Check the network"
+    with pytest.raises(WeightguardError, match=words), reaching_sigstore():
+        refresh()
 
 
 def test_encrypted_keys(tmp_path):

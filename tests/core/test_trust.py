@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -142,14 +143,66 @@ def test_drift_is_kept_with_the_base_it_was_measured_from(model: Path) -> None:
     assert (codes(third), trusted(third)) == (["WG602", "WG602"], [])
 
 
-def test_another_policy_or_version_counts_for_nothing(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def entries(model: Path) -> set[str]:
+    folder = model.parent / "cache" / "weightguard" / "trust"
+    return {path.name for path in folder.iterdir()}
+
+
+def test_what_was_read_serves_every_policy_and_is_judged_by_each(model: Path) -> None:
+    damaged = {**SHARDS[0], "t.0.1": ("BF16", (64, 512), bytes(65536))}
+    write_safetensors(model / NAMES[0], damaged)
+    lenient, strict = 'rules.ignore = ["WG203"]', "limits.tensors = 0"
+    assert codes(judged(model, lenient)) == []
+    before = entries(model)
+    for text, found in ((strict, ["WG203", "WG515"]), (lenient, [])):
+        report = judged(model, text)
+        assert (codes(report), trusted(report)) == (found, NAMES)
+    assert entries(model) == before
+
+
+def test_another_version_counts_for_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judged(model)
-    assert trusted(judged(model, "limits.tensors = 100")) == []
-    assert trusted(judged(model, "limits.tensors = 100")) == NAMES
     monkeypatch.setattr(sys.modules["weightguard.gate"], "VERSION", "99")
-    assert trusted(judged(model, "limits.tensors = 100")) == []
+    assert trusted(judged(model)) == []
+
+
+def test_two_bases_and_two_digests_keep_their_entries(model: Path) -> None:
+    moved = {**SHARDS[0], "t.0.0": random_tensor("BF16", (64, 512), 99)}
+    for base, first in (("one", SHARDS[0]), ("two", moved)):
+        write_sharded(model.parent / base, [first, *SHARDS[1:]])
+    with fingerprint(model, digest="sha256") as manifest:
+        manifest.write(model.parent / "m.json")
+    policies = {
+        'drift.base = "one"': [],
+        'drift.base = "two"': ["WG602"],
+        'manifest.path = "m.json"': [],
+    }
+    for text in policies:
+        assert trusted(judged(model, text)) == []
+    for text, found in policies.items():
+        report = judged(model, text)
+        assert (codes(report), trusted(report)) == (found, NAMES)
+
+
+def test_old_entries_of_a_shard_make_room(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trust, "KEPT_ENTRIES", 2)
+    versions, sizes = ("1", "2", "3"), []
+    for version in versions:
+        monkeypatch.setattr(sys.modules["weightguard.gate"], "VERSION", version)
+        judged(model)
+        sizes.append(len(entries(model)))
+    assert sizes == [9, 18, 18]  # manifest, sidecar and state of three shards
+    for version in versions[1:]:
+        monkeypatch.setattr(sys.modules["weightguard.gate"], "VERSION", version)
+        assert trusted(judged(model)) == NAMES
+
+
+def test_two_runs_fill_one_cache_at_once(model: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        reports = [*pool.map(lambda _: judged(model), range(4))]
+    assert [codes(report) for report in reports] == [[]] * 4
+    assert len(entries(model)) == 9
+    assert trusted(judged(model)) == NAMES
 
 
 @pytest.mark.parametrize("harm", ["empty", "flip", "longer", "link", "absent"])
@@ -173,11 +226,15 @@ def test_a_cache_that_others_can_write_is_refused(model: Path) -> None:
     folder = model.parent / "cache" / "weightguard" / "trust"
     folder.mkdir(parents=True)
     folder.chmod(0o777)
-    with pytest.raises(WeightguardError, match="is not yours alone"):
+    with pytest.raises(WeightguardError, match="group or others can write it"):
         judged(model)
     folder.rmdir()
     folder.symlink_to(model)
     with pytest.raises(WeightguardError, match=r"is not yours alone|lies in the checkpoint"):
+        judged(model)
+    folder.unlink()
+    folder.parent.chmod(0o777)
+    with pytest.raises(WeightguardError, match="others can replace what lies in"):
         judged(model)
 
 

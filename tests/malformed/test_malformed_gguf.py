@@ -200,9 +200,9 @@ def test_the_sound_file_is_sound(tmp_path: Path) -> None:
 def test_malformed(tmp_path: Path, case: Case) -> None:
     data = case.build()
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     found, message = parse(data, tmp_path / "w.gguf")
-    elapsed = time.perf_counter() - started
+    elapsed = time.process_time() - started
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found == [(case.rule, case.fatal)]

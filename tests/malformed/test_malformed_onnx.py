@@ -311,7 +311,7 @@ def test_each_violation_is_one_finding(tmp_path: Path, case: Case) -> None:
         case.prepare(root)
     folder = Folder(root)
     file = folder.open("model.onnx")
-    started = time.perf_counter()
+    started = time.process_time()
     if case.fatal:
         with pytest.raises(CheckpointError) as caught:
             parse_onnx(file, folder)
@@ -319,7 +319,7 @@ def test_each_violation_is_one_finding(tmp_path: Path, case: Case) -> None:
     else:
         (found,) = parse_onnx(file, folder).findings
     folder.close()
-    assert time.perf_counter() - started < 60
+    assert time.process_time() - started < 60
     assert found.rule == case.rule
     assert found.location.file
     assert found.location.offset is not None or case.rule in ("WG102", "WG110", "WG111", "WG122")

@@ -383,10 +383,10 @@ def test_each_violation_is_one_finding(tmp_path: Path, case: Case) -> None:
     root.mkdir()
     case.build(root)
     before = descriptors()
-    started = time.perf_counter()
+    started = time.process_time()
     result = opened(root / case.path)
     assert result is not None, "no answer"
-    assert time.perf_counter() - started < MAX_SECONDS
+    assert time.process_time() - started < MAX_SECONDS
     if isinstance(result, Checkpoint):
         (found,) = result.findings
         result.close()

@@ -357,7 +357,7 @@ def test_each_violation_is_one_finding(tmp_path: Path, case: Case) -> None:
     path.write_bytes(case.build())
     file = CheckpointFile(path, "model.pt")
     modules = set(sys.modules)
-    started = time.perf_counter()
+    started = time.process_time()
     if case.fatal:
         with pytest.raises(CheckpointError) as caught:
             parse_torch(file)
@@ -365,7 +365,7 @@ def test_each_violation_is_one_finding(tmp_path: Path, case: Case) -> None:
     else:
         (found,) = parse_torch(file).findings
     file.close()
-    assert time.perf_counter() - started < 60
+    assert time.process_time() - started < 60
     assert set(sys.modules) == modules
     assert found.rule == case.rule
     assert found.location.file == "model.pt"
@@ -432,10 +432,10 @@ def test_what_a_refused_pickle_holds_is_read_in_bounded_time(tmp_path: Path) -> 
     file_bytes = archive(b"I1\n" + b"0" * (32 << 20) + b"cos\nsystem\n.")
     path.write_bytes(file_bytes)
     file = CheckpointFile(path, "model.pt")
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(CheckpointError, match="opcode 0x49"):
         parse_torch(file)
-    assert time.perf_counter() - started < 30
+    assert time.process_time() - started < 30
     file.close()
 
 

@@ -23,11 +23,6 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "...")
 
 
-def counted(number: int, noun: str) -> str:
-    """Return "1 tensor" or "2 tensors"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def hostility(name: str) -> str | None:
     """Return what is wrong with a name, or None for a name that real frameworks write."""
     if len(name) > MAX_NAME_CHARS:

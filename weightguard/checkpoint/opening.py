@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from weightguard.checkpoint.container import Checkpoint, ParsedFile, StoredCheck
 from weightguard.checkpoint.files import CheckpointFile, Folder
 from weightguard.checkpoint.hugging_face import blob_checksum, blobs_of, read_config, snapshots_of
 from weightguard.checkpoint.names import hostile_file_names, hostile_names, shown
+from weightguard.checkpoint.parsing import parse
 from weightguard.checkpoint.recognise import Format, recognise, unrecognised
 from weightguard.checkpoint.shard_index import check_index, count_absent, read_index
+from weightguard.checkpoint.unfinished import unfinished_repair
 from weightguard.checkpoint.union import unite
 from weightguard.checkpoint.variants import Selection, incomplete_sets, repeated, select
 from weightguard.errors import CheckpointError, malformed
@@ -39,7 +42,9 @@ def open_checkpoint(path: str | os.PathLike[str], *, private: bool = False) -> C
     is_folder = _is_folder(path)
     root = path if is_folder else path.parent
     folder = Folder(root, blobs_of(root), private=private)
-    return open_in(folder, path, named=not is_folder)
+    opened = open_in(folder, path, named=not is_folder)
+    unfinished = unfinished_repair(path, [file.name for file in opened.files])
+    return replace(opened, findings=(*opened.findings, *unfinished))
 
 
 def open_in(folder: Folder, path: Path, *, named: bool) -> Checkpoint:
@@ -255,36 +260,13 @@ class _Opening:
         self._beside = files_beside(self._folder.root, names, accounted, self._known)
 
     def _parse(self, file: CheckpointFile, format_: Format) -> ParsedFile:
-        parsed = _parse_as(file, format_, self._folder)
+        parsed = parse(file, format_, self._folder)
         self._tensors[file.name] = parsed.tensors
         self._findings += parsed.findings
         self._checksums += parsed.checksums
         self._unread += parsed.unread
         self._metadata |= parsed.metadata
         return parsed
-
-
-def _parse_as(file: CheckpointFile, format_: Format, folder: Folder) -> ParsedFile:
-    # parsers are imported when needed: an audit of one format starts without the others
-    match format_:
-        case "safetensors":
-            from weightguard.checkpoint.safetensors import parse_safetensors
-
-            return parse_safetensors(file)
-        case "gguf":
-            from weightguard.checkpoint.gguf import parse_gguf
-
-            return parse_gguf(file)
-        case "torch":
-            from weightguard.checkpoint.torch_zip import parse_torch
-
-            return parse_torch(file)
-        case "onnx":
-            from weightguard.checkpoint.onnx import parse_onnx
-
-            return parse_onnx(file, folder)
-        case "index":
-            raise unrecognised(file)
 
 
 def _mixture(formats: dict[str, Format]) -> Iterable[Finding]:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightguard.checkpoint.files import CheckpointFile
-from weightguard.checkpoint.names import counted, shown
+from weightguard.checkpoint.names import shown
 from weightguard.checkpoint.strict_json import read_json_object
 from weightguard.errors import malformed
 from weightguard.finding import Finding, finding
 from weightguard.tensor import TensorView
+from weightguard.units import counted
 
 MAX_INDEX_BYTES = 64 << 20
 """100,000 tensors make an index of about 10 MB."""

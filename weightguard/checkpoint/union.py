@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from weightguard.checkpoint.names import counted, shown
+from weightguard.checkpoint.names import shown
 from weightguard.finding import Finding, finding
 from weightguard.tensor import TensorView
+from weightguard.units import counted
 
 
 def unite(

@@ -12,8 +12,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from weightguard.checkpoint.names import counted, shown
+from weightguard.checkpoint.choice import WEIGHT_SUFFIXES
+from weightguard.checkpoint.names import shown
 from weightguard.finding import BesideKind, Finding, finding
+from weightguard.units import counted
 
 MAX_LISTED = 8
 """Missing shards that a finding's evidence names."""
@@ -32,6 +34,7 @@ _NUMBERED = re.compile(
 _VARIANT = re.compile(r"[A-Za-z]\w*|\d+bit", re.ASCII)
 _PRECISION = re.compile(r"(non_)?ema|b?f(p|loat)?\d+\w*|u?int\d+|\d+bit|half|full", re.ASCII)
 _COPY = re.compile(r"consolidated(\.\d+)?", re.ASCII)
+_SUFFIXES = tuple(suffix for group in WEIGHT_SUFFIXES for suffix in group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +90,17 @@ def select(group: Sequence[str]) -> Selection:
 
 
 def repeated(names: Iterable[str], chosen: Sequence[str]) -> dict[str, BesideKind]:
-    """Return which of ``names`` hold the model of the ``chosen`` files once more, and how."""
+    """Return which of ``names`` hold the model of the ``chosen`` files once more, and how.
+
+    What does not end like a weight file, such as a manifest, holds no model.
+    """
     read = frozenset(chosen)
     parts = [WeightName.of(name) for name in chosen]
     variants = {part.base: part.variant for part in parts}
     own_copies = all(part.is_copy for part in parts)
     found: dict[str, BesideKind] = {}
     for part in map(WeightName.of, names):
-        if part.name in read:
+        if part.name in read or not part.name.lower().endswith(_SUFFIXES):
             continue
         if part.variant != variants.get(part.base, part.variant):
             found[part.name] = "variant"

@@ -15,6 +15,7 @@ from weightguard.finding import Finding
 FormatName: TypeAlias = Literal["safetensors", "gguf", "torch", "onnx"]
 Text: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 Globs: TypeAlias = tuple[Text, ...]
+SomeGlobs: TypeAlias = Annotated[tuple[Text, ...], msgspec.Meta(min_length=1)]
 Size: TypeAlias = Annotated[int, msgspec.Meta(ge=0)] | Text
 Severities: TypeAlias = dict[str, SeverityLabel]
 
@@ -37,7 +38,7 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
 class TensorRules(_Table, frozen=True):
     """Rules for the tensors whose names match a glob; later tables win over earlier ones."""
 
-    tensors: Globs
+    tensors: SomeGlobs
     ignore: Globs = ()
     severity: Severities = {}
 
@@ -83,7 +84,7 @@ class SignatureRule(_Table, frozen=True):
     required: bool = True
     path: Text | None = None
     public_key: Text | None = None
-    certificates: Globs | None = None
+    certificates: SomeGlobs | None = None
     identity: Text | None = None
     identity_provider: Text | None = None
 

@@ -24,6 +24,9 @@ def place_of(pattern: str, checkpoint: Path, folder: Path) -> Path:
 
 
 def home_of(checkpoint: Path) -> Path:
-    """Return the folder that a checkpoint, a file or a folder, lies in."""
+    """Return the folder that a checkpoint, a file or a folder, lies in; a missing one is its own.
+
+    So nothing lies with a checkpoint that is not there.
+    """
     real = checkpoint.resolve()
-    return real if real.is_dir() else real.parent
+    return real.parent if real.exists() and not real.is_dir() else real

@@ -32,7 +32,7 @@ def restore_containers(
             _leave(image)
             continue
         changed = sum(_restore(image, parity, *piece) for piece in pieces.get(image.name, ()))
-        changed += max(0, image.stored_size - image.size)
+        changed += max(0, image.stored.size - image.size)
         if changed:
             restored[image.name] = changed
     return restored
@@ -56,7 +56,7 @@ def _vouched_for(target: Target, image: Image, lost: set[int]) -> bool:
     if not places:
         # an index has no tensor: its folder's other files speak for it
         return any(number not in lost for number in target.places)
-    cut = any(p.number in lost and p.start + p.view.nbytes > image.stored_size for p in places)
+    cut = any(p.number in lost and p.start + p.view.nbytes > image.stored.size for p in places)
     filled = [place for place in places if place.view.nbytes]
     return not cut and (not filled or any(place.number not in lost for place in filled))
 
@@ -69,7 +69,7 @@ def _restore(image: Image, parity: Parity, start: int, end: int, at: int) -> int
         expected = parity.gap_bytes(at + first - start, length)
         here = bytearray(length)
         image.read_into(first, memoryview(here))
-        missing = max(0, min(first + length, end) - max(first, image.stored_size))
+        missing = max(0, min(first + length, end) - max(first, image.stored.size))
         if here != expected or missing:
             image.patch(first, expected, None)
             differing = sum(a != b for a, b in zip(here, expected, strict=True))
@@ -85,6 +85,6 @@ def _keep_sizes(images: Iterable[Image]) -> None:
 def _leave(image: Image) -> None:
     """Let the file keep its length; patches beyond its end are dropped with their tensors."""
     for patch in image.patches:
-        if patch.offset + patch.length > image.stored_size:
+        if patch.offset + patch.length > image.stored.size:
             image.drop(patch.owner)
-    image.size = image.stored_size
+    image.size = image.stored.size

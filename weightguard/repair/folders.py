@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -16,12 +17,15 @@ from pathlib import Path
 from weightguard.atomic import sync_folder, umask
 from weightguard.checkpoint.choice import MAX_FOLDER_ENTRIES
 from weightguard.checkpoint.hugging_face import blobs_of
+from weightguard.checkpoint.unfinished import is_journal
 from weightguard.errors import WeightguardError
 from weightguard.repair.image import Image
-from weightguard.repair.journal import is_journal
 from weightguard.scan.digest import BLOCK_BYTES
 
 _RANDOM = r"[a-z0-9_]{8}"
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""What file systems without hard links say."""
 
 
 def refuse_target(target: Path, source: Path) -> None:
@@ -45,14 +49,30 @@ def refuse_target(target: Path, source: Path) -> None:
             raise WeightguardError(f"{shown} exists. Name another place, or remove it first.")
 
 
+def refuse_inside(target: Path, source: Path) -> None:
+    """Raise WeightguardError where ``target`` lies in the folder of ``source``.
+
+    For an index, or a part of a split model: it stands for several files, which make a folder, and
+    a model's folder must not come to hold another.
+    """
+    folder = source.absolute().parent.resolve()
+    if target.resolve().is_relative_to(folder):
+        raise WeightguardError(
+            f"{str(target)!r} would be a folder inside {str(folder)!r}: {source.name!r} stands for "
+            "several files. Name a place outside of it (-o), or give the folder."
+        )
+
+
 @contextlib.contextmanager
 def new_checkpoint(target: Path, *, single: bool) -> Iterator[Path]:
     """Yield an empty folder that becomes ``target`` when the block ends without an exception.
 
     With ``single`` the one file of that folder that is called like ``target`` becomes it. Its bytes
-    must be on disk by then. What killed writers of ``target`` left is removed. Raises OSError; then
-    there is nothing at ``target``.
+    must be on disk by then. What killed writers of ``target`` left is removed. Raises OSError, and
+    WeightguardError where somebody else wrote ``target`` meanwhile; that is left alone.
     """
+    if single and target.is_dir():
+        raise WeightguardError(f"{str(target)!r} is a folder, and one file is to be. Name a file.")
     _remove_abandoned(target)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
@@ -62,7 +82,7 @@ def new_checkpoint(target: Path, *, single: bool) -> Iterator[Path]:
         yield work
         work.chmod(0o777 & ~umask())
         os.fsync(descriptor)
-        (work / target.name if single else work).rename(target)
+        _name(work / target.name if single else work, target)
         if single:
             work.rmdir()
         sync_folder(target.parent)
@@ -71,6 +91,30 @@ def new_checkpoint(target: Path, *, single: bool) -> Iterator[Path]:
         raise
     finally:
         os.close(descriptor)
+
+
+def _name(made: Path, target: Path) -> None:
+    """Give a file or folder its name, which nothing but an empty folder may bear by now."""
+    try:
+        if made.is_dir():
+            made.rename(target)
+            return
+        try:
+            # unlike a new name, a second one replaces nothing
+            target.hardlink_to(made)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            made.rename(target)
+        else:
+            made.unlink()
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
+        raise WeightguardError(
+            f"{str(target)!r} was written by somebody else meanwhile, and is left alone. "
+            "Name another place, or use what is there."
+        ) from error
 
 
 def _remove_abandoned(target: Path) -> None:
@@ -100,8 +144,8 @@ def write_images(images: Mapping[str, Image], folder: Path) -> None:
                 file.write(piece)
             file.flush()
             os.fsync(file.fileno())
-        if image.file is not None:
-            path.chmod(stat.S_IMODE(image.file.path.stat().st_mode))
+        if image.stored.file is not None:
+            path.chmod(stat.S_IMODE(image.stored.file.path.stat().st_mode))
         sync_folder(path.parent)
 
 

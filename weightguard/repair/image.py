@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from weightguard.checkpoint.files import CheckpointFile
 from weightguard.errors import CheckpointError
 from weightguard.scan.digest import BLOCK_BYTES
@@ -55,22 +57,74 @@ class Patch:
     owner: int | None
 
 
-class Image:
-    """One file of a checkpoint, ``size`` bytes long: bytes that are not there read as zeros.
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What is on disk of a file, or of none: bytes that are not there read as zeros.
 
-    ``file`` is None where the file is missing. Bytes that a disk fails to return are zeros too,
-    and so damage like any other. Safe to read from several threads while nothing is patched.
+    Bytes that a disk fails to return are zeros too, and so damage like any other. Safe to read
+    from several threads.
+    """
+
+    file: CheckpointFile | None
+
+    @property
+    def size(self) -> int:
+        """The size of the file, 0 where it is missing."""
+        return 0 if self.file is None else self.file.size
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the bytes from ``offset`` on."""
+        there = max(0, min(len(buffer), self.size - offset))
+        buffer[there:] = bytes(len(buffer) - there)
+        if self.file is None or not there:
+            return
+        try:
+            self.file.read_into(offset, buffer[:there])
+        except CheckpointError:
+            _read_sectors(self.file, offset, buffer[:there])
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return ``length`` bytes from ``offset`` on."""
+        data = bytearray(length)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
+
+
+def _read_sectors(file: CheckpointFile, offset: int, buffer: memoryview) -> None:
+    done = 0
+    while done < len(buffer):
+        step = min(SECTOR_BYTES - (offset + done) % SECTOR_BYTES, len(buffer) - done)
+        piece = buffer[done : done + step]
+        try:
+            file.read_into(offset + done, piece)
+        except CheckpointError:
+            piece[:] = bytes(step)
+        done += step
+
+
+def _sector_below(offset: int) -> int:
+    return offset - offset % SECTOR_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Bytes of a file from ``offset`` on: those on disk, and as many that will take their place."""
+
+    offset: int
+    old: bytes
+    new: bytes
+
+
+class Image:
+    """One file of a checkpoint, ``size`` bytes long, with patches over what is ``stored`` of it.
+
+    Safe to read from several threads while nothing is patched.
     """
 
     def __init__(self, name: str, file: CheckpointFile | None, size: int, store: PatchStore):
-        self.name, self.file, self.size = name, file, size
+        self.name, self.stored, self.size = name, Stored(file), size
         self._store = store
         self._patches: list[Patch] = []
-
-    @property
-    def stored_size(self) -> int:
-        """The size of the file on disk, 0 where it is missing."""
-        return 0 if self.file is None else self.file.size
 
     @property
     def patches(self) -> tuple[Patch, ...]:
@@ -80,7 +134,26 @@ class Image:
     @property
     def changed(self) -> bool:
         """Whether the file will differ from what is on disk."""
-        return bool(self._patches) or self.file is None or self.size != self.file.size
+        missing = self.stored.file is None
+        return bool(self._patches) or missing or self.size != self.stored.size
+
+    def differences(self) -> Iterator[Difference]:
+        """Yield, by offset, the runs of sectors that differ from what is on disk.
+
+        None is longer than a block.
+        """
+        reached = 0
+        for patch in self._patches:
+            start, end = max(reached, patch.offset), patch.offset + patch.length
+            reached = max(reached, end)
+            old, new = self.stored.read(start, reached - start), bytearray(reached - start)
+            self.read_into(start, memoryview(new))
+            differing = np.flatnonzero(np.frombuffer(old, np.uint8) != np.frombuffer(new, np.uint8))
+            if len(differing):
+                # whole sectors: part of one that cannot be read cannot be written either
+                first = max(0, _sector_below(start + int(differing[0])) - start)
+                last = _sector_below(start + int(differing[-1])) + SECTOR_BYTES - start
+                yield Difference(start + first, old[first:last], bytes(new[first:last]))
 
     def patch(self, offset: int, data: bytes | memoryview, owner: int | None) -> None:
         """Put ``data``, at most a block, at ``offset``."""
@@ -91,13 +164,9 @@ class Image:
         """Take back every patch of ``owner``."""
         self._patches = [patch for patch in self._patches if patch.owner != owner]
 
-    def content(self, patch: Patch) -> bytes:
-        """Return a patch's bytes."""
-        return self._store.read(patch.at, patch.length)
-
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` with the bytes that will be at ``offset``."""
-        self._read_stored(offset, buffer)
+        self.stored.read_into(offset, buffer)
         end = offset + len(buffer)
         for patch in self._overlapping(offset, end):
             first, last = max(offset, patch.offset), min(end, patch.offset + patch.length)
@@ -109,27 +178,6 @@ class Image:
         low = bisect.bisect_right(self._patches, start - BLOCK_BYTES, key=lambda p: p.offset)
         high = bisect.bisect_left(self._patches, end, key=lambda p: p.offset)
         return (p for p in self._patches[low:high] if p.offset + p.length > start)
-
-    def _read_stored(self, offset: int, buffer: memoryview) -> None:
-        there = max(0, min(len(buffer), self.stored_size - offset))
-        buffer[there:] = bytes(len(buffer) - there)
-        if self.file is None or not there:
-            return
-        try:
-            self.file.read_into(offset, buffer[:there])
-        except CheckpointError:
-            self._read_sectors(self.file, offset, buffer[:there])
-
-    def _read_sectors(self, file: CheckpointFile, offset: int, buffer: memoryview) -> None:
-        done = 0
-        while done < len(buffer):
-            step = min(SECTOR_BYTES - (offset + done) % SECTOR_BYTES, len(buffer) - done)
-            piece = buffer[done : done + step]
-            try:
-                file.read_into(offset + done, piece)
-            except CheckpointError:
-                piece[:] = bytes(step)
-            done += step
 
 
 @dataclass(frozen=True, slots=True)

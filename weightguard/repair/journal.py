@@ -1,7 +1,8 @@
-"""Repair in place: every byte is in a journal on disk before the first byte of a weight changes.
+"""The journal of a repair in place: all that is to change, on disk before a weight changes.
 
-The journal holds the new bytes, so that applying it twice is the same as once. A process that is
-killed leaves no journal (nothing changed), or a whole one (the next repair applies it again).
+For each file it holds the bytes that are to change, old and new, and a digest of all the others,
+so that whoever finds it can tell the file that it was made for, however much of it was carried
+out, from any other. A process that is killed leaves no journal (nothing changed), or a whole one.
 """
 
 from __future__ import annotations
@@ -9,44 +10,65 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from weightguard.atomic import atomic_write, sync_folder
-from weightguard.checkpoint.files import CheckpointFile, Folder
-from weightguard.checkpoint.hugging_face import blobs_of
+from weightguard.checkpoint.files import CheckpointFile
+from weightguard.checkpoint.unfinished import JOURNAL, MAGIC, MAX_HEADER_BYTES, header_text
 from weightguard.errors import CheckpointError, WeightguardError
-from weightguard.repair.image import Image
-from weightguard.scan.digest import new_hasher
+from weightguard.repair.image import Difference, Image, Stored
+from weightguard.scan.digest import BLOCK_BYTES, new_hasher
 
-JOURNAL = ".weightguard-repair.journal"
-MAGIC = b"weightguard-journal-v1\n"
-MAX_HEADER_BYTES = 1 << 28
-PIECE_BYTES = 1 << 20
 _DIGEST_BYTES = 32
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+_Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
-class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is to become of one file.
+
+    ``old_size`` is None where it was missing. ``runs`` are offset and length of the bytes that
+    change, by offset, at most a block each; beyond the old end the old bytes count as zeros.
+    ``rest`` is the digest of the other bytes up to ``size``, ``tail`` that of those from there on.
+    """
+
     name: str
+    old_size: _Count | None
     size: _Count
-    writes: tuple[tuple[_Count, _Count], ...]
-    """Offset and length of each run of bytes, in the order in which they follow the header."""
+    runs: tuple[tuple[_Count, _Count], ...]
+    rest: _Digest
+    tail: _Digest
 
 
 class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    schema: Literal["weightguard-journal-v1"]
+    schema: Literal["weightguard-journal-v2"]
     weights: str
-    files: tuple[_File, ...]
+    files: tuple[Change, ...]
 
 
-def is_journal(name: str) -> bool:
-    """Return whether a file of a checkpoint's folder is ours and no part of the checkpoint."""
-    return name == JOURNAL or (name.startswith("." + JOURNAL + ".") and name.endswith(".tmp"))
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """A journal that proved whole, open for reading; ``weights`` are those it restores."""
+
+    file: CheckpointFile
+    weights: str
+    changes: tuple[Change, ...]
+    starts: tuple[int, ...]
+    """Where the bytes of each change begin: of each run first the old, then the new ones."""
+
+    def runs(self, number: int) -> Iterator[Difference]:
+        """Yield the runs of a change."""
+        at = self.starts[number]
+        for offset, length in self.changes[number].runs:
+            old = self.file.read(at, length, limit=BLOCK_BYTES)
+            new = self.file.read(at + length, length, limit=BLOCK_BYTES)
+            yield Difference(offset, old, new)
+            at += 2 * length
 
 
 @contextlib.contextmanager
@@ -73,19 +95,18 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def write_journal(root: Path, images: Iterable[Image], weights: str) -> None:
-    """Put all that is to change in the folder ``root`` on disk, at once. Raises OSError."""
-    changed = [image for image in images if image.changed]
-    header = msgspec.json.encode(
-        _Header(
-            "weightguard-journal-v1",
-            weights,
-            tuple(
-                _File(image.name, image.size, tuple((p.offset, p.length) for p in image.patches))
-                for image in changed
-            ),
+def write_journal(root: Path, images: Sequence[Image], weights: str) -> None:
+    """Put all that is to change in the folder ``root`` on disk, at once.
+
+    Raises OSError, and WeightguardError where the damage is in too many places for a journal.
+    """
+    changes = tuple(_change(image) for image in images)
+    header = msgspec.json.encode(_Header("weightguard-journal-v2", weights, changes))
+    if len(header) > MAX_HEADER_BYTES:
+        raise WeightguardError(
+            "the damage is in too many places for a repair in place: nothing was changed. Repair "
+            "into a new checkpoint (-o)."
         )
-    )
     hasher = new_hasher("blake3")
     with atomic_write(root / JOURNAL) as file:
 
@@ -94,110 +115,96 @@ def write_journal(root: Path, images: Iterable[Image], weights: str) -> None:
             file.write(data)
 
         put(MAGIC + len(header).to_bytes(8, "little") + header)
-        for image in changed:
-            for patch in image.patches:
-                put(image.content(patch))
+        for image in images:
+            for difference in image.differences():
+                put(difference.old + difference.new)
         file.write(bytes.fromhex(hasher.hexdigest()))
 
 
-def apply_journal(root: Path, weights: str) -> bool:
-    """Carry out the journal in ``root`` and remove it; return whether there was one.
-
-    Raises WeightguardError for a journal that is damaged or belongs to other weights, before
-    anything is written, and OSError; the journal stays then, and applying it again is safe.
-    """
-    path = root / JOURNAL
-    if not os.path.lexists(path):
-        return False
-    with _opened(path) as journal:
-        header, at = _header(journal)
-        if header.weights != weights:
-            raise WeightguardError(
-                f"an unfinished repair of other weights ({header.weights}) is in {str(path)!r}. "
-                "Finish it with its own manifest, or delete that file."
-            )
-        folder = Folder(root, blobs_of(root))
-        for file in header.files:
-            at = _apply(journal, file, at, _writable(folder, file.name))
-    path.unlink()
+def remove_journal(root: Path) -> None:
+    """Remove the journal of ``root``. Raises OSError."""
+    (root / JOURNAL).unlink()
     sync_folder(root)
-    return True
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[CheckpointFile]:
+def opened_journal(root: Path) -> Iterator[Journal | None]:
+    """Yield the journal in ``root``, or None; WeightguardError for one that is damaged."""
+    path = root / JOURNAL
+    if not os.path.lexists(path):
+        yield None
+        return
     try:
         file = CheckpointFile(path, path.name)
     except CheckpointError as error:
         raise WeightguardError(f"the journal {str(path)!r} cannot be read: {error}") from error
     try:
-        yield file
+        yield _journal(file)
     finally:
         file.close()
 
 
-def _header(journal: CheckpointFile) -> tuple[_Header, int]:
-    """Return the header and where the bytes begin, once all of the journal proved whole."""
-    fixed = len(MAGIC) + 8
-    body = journal.size - _DIGEST_BYTES
+def _journal(file: CheckpointFile) -> Journal:
+    body = file.size - _DIGEST_BYTES
     try:
-        start = journal.read(0, fixed, limit=fixed)
-        length = int.from_bytes(start[len(MAGIC) :], "little")
-        if not start.startswith(MAGIC) or length > MAX_HEADER_BYTES or fixed + length > body:
-            raise ValueError("it is no journal")
-        header = msgspec.json.decode(journal.read(fixed, length, limit=length), type=_Header)
-        if fixed + length + sum(n for f in header.files for _, n in f.writes) != body:
+        text = header_text(file)
+        header = msgspec.json.decode(text, type=_Header)
+        start = len(MAGIC) + 8 + len(text)
+        starts = []
+        for change in header.files:
+            starts.append(start)
+            start += 2 * _checked_length(change)
+        if start != body:
             raise ValueError("its length is wrong")
-        if _digest(journal, body) != journal.read(body, _DIGEST_BYTES, limit=_DIGEST_BYTES):
+        if _digest(file, body) != file.read(body, _DIGEST_BYTES, limit=_DIGEST_BYTES):
             raise ValueError("its digest is wrong")
-    except (ValueError, msgspec.DecodeError, CheckpointError) as error:
+    except (ValueError, CheckpointError) as error:
         raise WeightguardError(
-            f"the journal of an unfinished repair, {str(journal.path)!r}, is damaged: {error}. "
+            f"the journal of an unfinished repair, {str(file.path)!r}, is damaged: {error}. "
             "Delete it and repair again: what it did not heal is found anew."
         ) from error
-    return header, fixed + length
+    return Journal(file, header.weights, header.files, tuple(starts))
+
+
+def _checked_length(change: Change) -> int:
+    """Return the number of bytes that change; ValueError where the runs cannot be runs."""
+    reached = 0
+    for offset, length in change.runs:
+        if offset < reached or length > BLOCK_BYTES or offset + length > change.size:
+            raise ValueError("it lists bytes that a repair cannot change")
+        reached = offset + length
+    return sum(length for _, length in change.runs)
 
 
 def _digest(journal: CheckpointFile, end: int) -> bytes:
-    hasher = new_hasher("blake3")
-    for offset in range(0, end, PIECE_BYTES):
-        hasher.update(journal.read(offset, min(PIECE_BYTES, end - offset), limit=PIECE_BYTES))
-    return bytes.fromhex(hasher.hexdigest())
+    return bytes.fromhex(_digest_of(Stored(journal), [(0, end)]))
 
 
-def _writable(folder: Folder, name: str) -> Path:
-    """Return the real path of a file of the folder, which need not be there."""
-    try:
-        return folder.resolve(name)
-    except CheckpointError as error:
-        if error.finding.rule != "WG122" or os.path.lexists(folder.root / name):
-            raise
-    parent = (folder.root / name).parent
-    parent.mkdir(parents=True, exist_ok=True)
-    if not parent.resolve().is_relative_to(folder.root.resolve()):
-        raise WeightguardError(f"the journal names {name!r}, outside of its folder.")
-    return parent.resolve() / Path(name).name
+def _change(image: Image) -> Change:
+    stored = image.stored
+    runs = tuple((d.offset, len(d.old)) for d in image.differences())
+    old_size = None if stored.file is None else stored.size
+    rest, tail = rest_of(stored, runs, image.size), tail_of(stored, image.size)
+    return Change(image.name, old_size, image.size, runs, rest, tail)
 
 
-def _apply(journal: CheckpointFile, file: _File, at: int, path: Path) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    descriptor = os.open(path, flags, 0o666)
-    with os.fdopen(descriptor, "wb", closefd=True) as target:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise WeightguardError(f"{str(path)!r} is no regular file; nothing was written to it.")
-        for offset, length in file.writes:
-            for done in range(0, length, PIECE_BYTES):
-                piece = journal.read(at + done, min(PIECE_BYTES, length - done), limit=PIECE_BYTES)
-                _put(target, offset + done, piece)
-            at += length
-        os.ftruncate(descriptor, file.size)
-        os.fsync(descriptor)
-    sync_folder(path.parent)
-    return at
+def rest_of(stored: Stored, runs: Sequence[tuple[int, int]], size: int) -> str:
+    """Return the digest of the bytes before ``size`` that are in none of the runs."""
+    ends = [0, *(offset + length for offset, length in runs)]
+    starts = [*(offset for offset, _ in runs), size]
+    return _digest_of(stored, zip(ends, starts, strict=True))
 
 
-def _put(target: IO[bytes], offset: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        written = os.pwrite(target.fileno(), rest, offset)
-        rest, offset = rest[written:], offset + written
+def tail_of(stored: Stored, size: int) -> str:
+    """Return the digest of the bytes from ``size`` on."""
+    return _digest_of(stored, [(size, stored.size)])
+
+
+def _digest_of(stored: Stored, ranges: Iterable[tuple[int, int]]) -> str:
+    hasher, buffer = new_hasher("blake3"), memoryview(bytearray(BLOCK_BYTES))
+    for start, end in ranges:
+        for offset in range(start, end, BLOCK_BYTES):
+            piece = buffer[: min(BLOCK_BYTES, end - offset)]
+            stored.read_into(offset, piece)
+            hasher.update(piece)
+    return hasher.hexdigest()

@@ -33,7 +33,8 @@ class RepairOutcome:
     ``report`` is that of the result, verified after it was written: its findings are what remains.
     ``output`` is where the result is, None where nothing was written: there was nothing to heal,
     or nothing could be healed. ``resumed`` says that an unfinished repair in place was finished
-    first. ``copied`` are files beside the weights that went into the new folder; ``left_out``
+    first, ``discarded`` that its files were replaced by what is attested, and its journal removed.
+    ``copied`` are files beside the weights that went into the new folder; ``left_out``
     counts links out of the folder, pipes and devices that did not. ``fetched`` counts the bytes of
     tensors that were read from the golden copy, ``refused`` names those whose blocks there are
     not the manifest's.
@@ -44,6 +45,7 @@ class RepairOutcome:
     containers: tuple[ContainerRepair, ...] = ()
     output: str | None = None
     resumed: bool = False
+    discarded: bool = False
     copied: tuple[str, ...] = ()
     left_out: int = 0
     fetched: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -11,9 +12,12 @@ from pathlib import Path
 
 import msgspec
 
-from weightguard.audit import verify
+from weightguard.atomic import remove_abandoned
+from weightguard.audit import verify, verify_opened
+from weightguard.catalogue import Severity
 from weightguard.checkpoint import open_checkpoint
 from weightguard.checkpoint.remote import is_remote, open_remote
+from weightguard.checkpoint.unfinished import JOURNAL
 from weightguard.errors import CheckpointError, WeightguardError
 from weightguard.finding import Report
 from weightguard.manifest import Manifest
@@ -21,11 +25,23 @@ from weightguard.parity import Parity
 from weightguard.progress import Meter, Progress
 from weightguard.repair.container import restore_containers
 from weightguard.repair.damage import Damage, find_damage
-from weightguard.repair.folders import copy_rest, new_checkpoint, refuse_target, write_images
+from weightguard.repair.folders import (
+    copy_rest,
+    new_checkpoint,
+    refuse_inside,
+    refuse_target,
+    write_images,
+)
 from weightguard.repair.golden import GoldenCopy
 from weightguard.repair.heal import SOURCES, Healer
-from weightguard.repair.image import PatchStore
-from weightguard.repair.journal import apply_journal, locked, write_journal
+from weightguard.repair.image import Image, PatchStore
+from weightguard.repair.inplace import (
+    JournalMisfitError,
+    NoRoomError,
+    apply_journal,
+    check_writable,
+)
+from weightguard.repair.journal import locked, remove_journal, write_journal
 from weightguard.repair.outcome import ContainerRepair, RepairOutcome, TensorRepair
 from weightguard.repair.target import Target, open_target, tensors_of
 
@@ -55,7 +71,7 @@ def repair(
     """
     path, output = Path(path), Path(output)
     refuse_target(output, path)
-    with _Repair(path, manifest, means) as work:
+    with _Repair(path, manifest, means, output) as work:
         if not work.readable or (work.damaged and not work.changed):
             return work.outcome(work.verify(path))
         with _said(f"cannot write {str(output)!r}"):
@@ -69,25 +85,64 @@ def repair_in_place(
 ) -> RepairOutcome:
     """Heal the checkpoint at ``path`` where it lies, after a journal of all changes is on disk.
 
-    Finishes a repair of the same weights that was interrupted. Raises WeightguardError where the
-    job cannot be done, or while another repair is at work in the folder.
+    Finishes a repair of the same weights that was interrupted, unless its files were replaced
+    since. Raises WeightguardError where the job cannot be done, or while another repair is at work
+    in the folder; then nothing is written, save where the message says that a journal is kept.
     """
     path = Path(path)
     root = path if path.is_dir() else path.parent
     weights = manifest.document.weights
     with locked(root):
-        with _said(f"cannot finish the interrupted repair in {str(root)!r}; its journal is kept"):
-            resumed = apply_journal(root, weights)
+        remove_abandoned(root, re.escape(JOURNAL))
+        resumed, discarded = _settle_journal(root, path, manifest, means)
         with _Repair(path, manifest, means) as work:
             if work.changed:
+                images = work.changed_images()
+                check_writable(root, [image.name for image in images])
                 with _said(f"cannot write the journal into {str(root)!r}; nothing was changed"):
-                    write_journal(root, work.target.images.values(), weights)
+                    write_journal(root, images, weights)
         if work.changed:
             unfinished = "repair --in-place goes on from its journal when it is run again"
             with _said(f"cannot write into {str(root)!r}; {unfinished}"):
-                apply_journal(root, weights)
+                _apply_new(root, weights)
         written = str(path) if work.changed or resumed else None
-        return replace(work.outcome(work.verify(path)), output=written, resumed=resumed)
+        outcome = work.outcome(work.verify(path))
+        return replace(outcome, output=written, resumed=resumed, discarded=discarded)
+
+
+def _settle_journal(root: Path, path: Path, manifest: Manifest, means: Means) -> tuple[bool, bool]:
+    """Finish what a journal in ``root`` holds, or discard it; return which of them was done.
+
+    It is discarded where it is not of the files that are there and they are as attested.
+    """
+    with _said(f"cannot finish the interrupted repair in {str(root)!r}; its journal is kept"):
+        try:
+            return apply_journal(root, manifest.document.weights), False
+        except JournalMisfitError as misfit:
+            if not _is_sound(path, manifest, misfit.files, means):
+                raise
+        remove_journal(root)
+    return False, True
+
+
+def _is_sound(path: Path, manifest: Manifest, files: frozenset[str], means: Means) -> bool:
+    """Return whether ``files`` are the checkpoint's, and all of it is as the manifest says."""
+    try:
+        with open_checkpoint(path) as checkpoint:
+            opened = {file.name for file in checkpoint.files}
+            report = verify_opened(checkpoint, manifest, threads=means.threads)
+    except CheckpointError:
+        return False
+    graver = {found.rule for found in report.at_least(Severity.ERROR)}
+    return report.complete and files <= opened and graver <= {"WG123"}
+
+
+def _apply_new(root: Path, weights: str) -> None:
+    try:
+        apply_journal(root, weights)
+    except NoRoomError:
+        remove_journal(root)
+        raise
 
 
 @contextlib.contextmanager
@@ -104,12 +159,14 @@ class _Repair:
     """The damage of one checkpoint healed in images of its files; they are open within ``with``.
 
     ``readable`` is False where the checkpoint cannot be opened and no parity knows its files.
+    ``output`` is where a new checkpoint is to be written, if one is.
     """
 
     target: Target
 
-    def __init__(self, path: Path, manifest: Manifest, means: Means):
+    def __init__(self, path: Path, manifest: Manifest, means: Means, output: Path | None = None):
         self._path, self._manifest, self._means = path, manifest, means
+        self._output = output
         self._stack = ExitStack()
         self._damages: dict[int, Damage] = {}
         self._containers: dict[str, int] = {}
@@ -141,6 +198,7 @@ class _Repair:
         except CheckpointError:
             return
         self.readable = True
+        self._refuse_inside(sum(i.stored.file is not None for i in self.target.images.values()))
         meter = Meter(sum(t.nbytes for t in tensors_of(self.target)), self._means.progress)
         self._damages = find_damage(self.target, self._manifest, self._means.threads, meter)
         healed = self._heal_tensors(parity)
@@ -148,14 +206,22 @@ class _Repair:
         images = self.target.images.values()
         patched = {patch.owner for image in images for patch in image.patches}
         self._kept = {number for number in healed if number in patched}
-        self.changed = any(image.changed for image in images if self._is_known(image.name))
+        self.changed = bool(self.changed_images())
         missing = len(self.target.places) + len(self.target.readable)
         self.damaged = bool(self._damages) or missing < len(self._manifest.document.tensors)
+
+    def _refuse_inside(self, files: int) -> None:
+        if self._output is not None and files > 1 and not self._path.is_dir():
+            refuse_inside(self._output, self._path)
+
+    def changed_images(self) -> list[Image]:
+        """Return the files that are to be written."""
+        return [i for i in self.target.images.values() if i.changed and self._is_known(i.name)]
 
     def _is_known(self, name: str) -> bool:
         # a missing file of which nothing was restored stays missing
         image = self.target.images[name]
-        return image.file is not None or bool(image.patches) or name in self._containers
+        return image.stored.file is not None or bool(image.patches) or name in self._containers
 
     def _heal_tensors(self, parity: Parity | None) -> set[int]:
         healer = Healer(self.target, self._manifest, self._damages)
@@ -180,6 +246,7 @@ class _Repair:
         Raises OSError.
         """
         images = {n: image for n, image in self.target.images.items() if self._is_known(n)}
+        self._refuse_inside(len(images))
         folder = self._path.is_dir()
         single = not folder and len(images) == 1
         with new_checkpoint(output, single=single) as work:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from weightguard.drift import DriftLimits, TensorChange, matches
+from weightguard.drift import DriftLimits, OddValues, TensorChange, matches
 from weightguard.finding import Evidence, Finding, finding
+from weightguard.units import counted, listed
 
 _OTHER = ("replaced", "reshaped")
 
 
-def check_drift(
-    changes: Iterable[TensorChange], limits: DriftLimits, files: dict[str, str]
-) -> Iterator[Finding]:
+def check_drift(changes: Iterable[TensorChange], limits: DriftLimits) -> Iterator[Finding]:
     """Yield a finding for each tensor that is farther from its base than ``limits`` allow.
 
-    ``files`` maps tensors to the files they lie in. A tensor that may be replaced may change by
-    any amount.
+    A tensor that may be replaced may change by any amount; in any other, NaN and infinities that
+    the base does not have exceed every limit.
     """
     for change in changes:
         code_and_words = _violation(change, limits)
@@ -25,9 +24,9 @@ def check_drift(
             yield finding(
                 code,
                 words,
-                file=files.get(change.tensor),
+                file=None if change.new is None else change.new.file,
                 tensor=change.tensor,
-                element=change.greatest_at if code != "WG602" else None,
+                element=change.first_place if change.status != "replaced" else None,
                 evidence=_evidence(change),
             )
 
@@ -50,20 +49,40 @@ def _violation(change: TensorChange, limits: DriftLimits) -> tuple[str, str] | N
 
 
 def _too_far(change: TensorChange, limits: DriftLimits) -> tuple[str, str] | None:
-    if limits.max_change is None:
-        return None
-    if change.not_finite:
-        return "WG601", f"{change.not_finite} values are finite in the base only"
+    # no limit is far enough for NaN and infinities that appeared
+    words = _broken(change)
+    if words is None and limits.max_change is not None:
+        words = _beyond(change, limits.max_change)
+    return None if words is None else ("WG601", words)
+
+
+def _broken(change: TensorChange) -> str | None:
+    if change.appeared is not None:
+        return f"{_odd(change.appeared)}, where the base has finite values"
+    if change.status == "broken":
+        return "more values are NaN or infinite than in the base"
+    return None
+
+
+def _beyond(change: TensorChange, limit: float) -> str | None:
     relative = change.relative_change
+    if change.gone is not None:
+        return f"finite values where the base has {_odd(change.gone)}"
     if relative is None:
-        return "WG601", "how far it is from the base cannot be measured"
-    if relative <= limits.max_change:
+        return "how far it is from the base cannot be measured"
+    if relative <= limit:
         return None
     return (
-        "WG601",
-        f"relative change {relative:.3g}, above the limit of {limits.max_change:g}; "
-        f"the greatest is {change.greatest_change:.4g}",
+        f"relative change {relative:.3g}, above the limit of {limit:g}; "
+        f"the greatest is {change.greatest_change:.4g}"
     )
+
+
+def _odd(values: OddValues) -> str:
+    """Return "2 NaN and 1 infinity, the first at [3,5]"."""
+    parts = [f"{values.nan:,} NaN"] if values.nan else []
+    parts += [counted(values.inf, "infinity")] if values.inf else []
+    return f"{listed(parts)}, the first at [{','.join(map(str, values.first))}]"
 
 
 def _words(change: TensorChange) -> str:
@@ -71,22 +90,25 @@ def _words(change: TensorChange) -> str:
         return f"reshaped from {list(change.base.shape)} to {list(change.new.shape)}"
     if change.status == "cast" and change.base and change.new:
         return f"cast from {change.base.dtype} to {change.new.dtype}"
-    known = change.relative_change
-    return change.status + ("" if known is None else f", relative change {known:.3g}")
+    known, odd = change.relative_change, change.appeared
+    measured = "" if known is None else f", relative change {known:.3g}"
+    return change.status + measured + ("" if odd is None else f", with {_odd(odd)}")
 
 
 def _evidence(change: TensorChange) -> Evidence:
     evidence: Evidence = {"status": change.status}
-    for key in ("relative_change", "cosine", "changed", "elements", "greatest_change"):
+    for key in ("relative_change", "cosine", "changed", "scalars", "greatest_change"):
         value = getattr(change, key)
         if value is not None:
             # as text where JSON has no number for it
             evidence[key] = value if abs(value) != float("inf") else repr(value)
-    if change.not_finite:
-        evidence["not_finite"] = change.not_finite
+    for side, odd in (("appeared", change.appeared), ("gone", change.gone)):
+        if odd is not None:
+            counts = {f"nan_{side}": odd.nan, f"inf_{side}": odd.inf}
+            evidence |= {key: count for key, count in counts.items() if count}
     base, new = change.base, change.new
     if base is not None and new is not None:
-        for key in ("dtype", "shape", "min", "max", "rms"):
+        for key in ("dtype", "shape", "min", "max", "rms", "nan", "inf"):
             pair = [getattr(side, key) for side in (base, new)]
             if pair[0] != pair[1] and None not in pair:
                 evidence[key] = pair

@@ -15,6 +15,10 @@ Codes: TypeAlias = str | Sequence[str]
 """Codes or their beginnings: ("WG2", "WG101") or "WG2,WG101"."""
 
 
+COMPARING = ("WG305", "WG306", "WG4")
+"""Beginnings of the codes of rules that compare with a manifest."""
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """The rules that count: those selected (all, when none is named) and not ignored."""
@@ -37,6 +41,14 @@ class Selection:
         """Return whether any rule is selected whose code starts with ``prefix``, or one of them."""
         return any(code.startswith(prefix) for code in self.codes)
 
+    def require_other_than_comparing(self) -> None:
+        """Raise WeightguardError where every rule needs a manifest: for where there is none."""
+        if all(code.startswith(COMPARING) for code in self.codes):
+            raise WeightguardError(
+                f"the selected rules compare with a manifest ({', '.join(sorted(self.codes))}), "
+                "and none is given: nothing would be checked."
+            )
+
     def keep(self, findings: Iterable[Finding]) -> list[Finding]:
         """Return the findings of selected rules."""
         return [found for found in findings if found.rule in self.codes]
@@ -52,7 +64,7 @@ def _expand(prefixes: Sequence[str]) -> frozenset[str]:
         matching = {code for code in RULES if prefix and code.startswith(prefix.upper())}
         if not matching:
             close = difflib.get_close_matches(prefix.upper(), RULES, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = f"; did you mean {close[0]}?" if close else "."
             raise WeightguardError(
                 f"no rule has the code {prefix[:100]!r}{hint} `weightguard rules` lists them."
             )

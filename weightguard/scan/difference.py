@@ -28,22 +28,36 @@ class Extent:
 
 
 @dataclass(frozen=True, slots=True)
+class Odd:
+    """Scalars that are NaN, or infinite, on one side only: how many, and the first one's number."""
+
+    nan: int = 0
+    inf: int = 0
+    place: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Difference:
     """Two tensors beside each other; sums run over the scalars that are finite in both.
 
+    ``squares`` is the sum of (new - base)^2, ``product`` that of new * base.
     ``changed`` counts scalars with other bits, or with other values where the dtypes differ;
-    ``greatest`` is the greatest |new - base|, at scalar number ``place``. ``lost`` counts scalars
-    that are finite in the base and not in the new tensor. ``rounded`` tells whether every scalar
-    is within the rounding of a cast between the two dtypes.
+    ``greatest`` is the greatest |new - base|, at scalar number ``place``. ``appeared`` are NaN and
+    infinities of the new tensor that are none in the base, ``gone`` those of the base that are none
+    in the new one. ``rounded`` tells whether every scalar is within the rounding of a cast between
+    the two dtypes.
     """
 
     scalars: int
     changed: int
     squares: float
+    base_squares: float
+    new_squares: float
     product: float
     greatest: float
     place: int
-    lost: int
+    appeared: Odd
+    gone: Odd
     rounded: bool
     base: Extent
     new: Extent
@@ -87,10 +101,13 @@ class ComparingSource:
             sum(piece.scalars for piece in pieces),
             sum(piece.changed for piece in pieces),
             _total(piece.squares for piece in pieces),
+            _total(piece.base_squares for piece in pieces),
+            _total(piece.new_squares for piece in pieces),
             _total(piece.product for piece in pieces),
             greatest.greatest if greatest else 0.0,
             greatest.place if greatest else 0,
-            sum(piece.lost for piece in pieces),
+            _joined(piece.appeared for piece in pieces),
+            _joined(piece.gone for piece in pieces),
             all(piece.rounded for piece in pieces),
             _union([piece.base for piece in pieces]),
             _union([piece.new for piece in pieces]),
@@ -104,12 +121,14 @@ class ComparingSource:
         if self._same_dtype and np.array_equal(raw, data):
             extent = _extent(new, np.isfinite(new))
             squares = extent.squares
-            return Difference(len(new), 0, 0.0, squares, 0.0, place, 0, True, extent, extent)
+            return Difference(len(new), 0, 0.0, squares, squares, squares, 0.0, place, Odd(), Odd(),
+                              True, extent, extent)  # fmt: skip
         return self._measure(place, base, new, self._count_changed(raw, data, base, new))
 
     def _measure(self, place: int, base: Values, new: Values, changed: int) -> Difference:
-        known = np.isfinite(base)
-        both = known & np.isfinite(new)
+        known, finite = np.isfinite(base), np.isfinite(new)
+        both = known & finite
+        extents = _extent(base, known), _extent(new, finite)
         old, now = np.where(both, base, 0.0), np.where(both, new, 0.0)
         with np.errstate(over="ignore", invalid="ignore"):
             moved = np.abs(now - old)
@@ -119,13 +138,15 @@ class ComparingSource:
                 len(new),
                 changed,
                 float(np.dot(moved, moved)),
+                float(np.dot(old, old)),
+                float(np.dot(now, now)),
                 float(np.dot(old, now)),
                 float(moved[farthest]) if len(moved) else 0.0,
                 place + farthest,
-                int(np.count_nonzero(known & ~both)),
-                bool((moved <= bound).all()) and bool((np.isfinite(new) == known).all()),
-                _extent(base, known),
-                _extent(new, np.isfinite(new)),
+                _odd(place, new, base),
+                _odd(place, base, new),
+                bool((moved <= bound).all()) and _same_odd(base[~both], new[~both]),
+                *extents,
             )
 
     def _count_changed(
@@ -179,6 +200,27 @@ def _extent(values: Values, finite: NDArray[np.bool_]) -> Extent:
     with np.errstate(over="ignore"):
         squares = float(np.dot(values, values))
     return Extent(float(values.min()), float(values.max()), squares)
+
+
+def _odd(first: int, values: Values, others: Values) -> Odd:
+    """Return the NaN and infinities of ``values`` that are none in ``others``."""
+    nan = np.isnan(values) & ~np.isnan(others)
+    inf = np.isinf(values) & ~np.isinf(others)
+    places = np.flatnonzero(nan | inf)
+    if not len(places):
+        return Odd()
+    return Odd(int(np.count_nonzero(nan)), int(np.count_nonzero(inf)), first + int(places[0]))
+
+
+def _same_odd(base: Values, new: Values) -> bool:
+    return bool(((base == new) | (np.isnan(base) & np.isnan(new))).all())
+
+
+def _joined(pieces: Iterable[Odd]) -> Odd:
+    """Return what pieces in order amount to."""
+    found = [piece for piece in pieces if piece.place is not None]
+    place = found[0].place if found else None
+    return Odd(sum(piece.nan for piece in found), sum(piece.inf for piece in found), place)
 
 
 def _union(extents: list[Extent]) -> Extent:

@@ -1,18 +1,19 @@
-"""The one place that calls the model-signing library; everything is imported when it is called.
+"""Where the model-signing library judges signatures; everything is imported when it is called.
 
-The library judges signatures and writes them. Which files there are and what they hold is read
-by weightguard, so that no name, link or pipe of a stranger's folder reaches the library when a
-signature is checked.
+Which files there are and what they hold is read by weightguard, so that no name, link or pipe of
+a stranger's folder reaches the library when a signature is checked.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from weightguard.checkpoint.files import CheckpointFile
 from weightguard.checkpoint.names import shown
@@ -21,14 +22,15 @@ from weightguard.errors import CheckpointError, WeightguardError
 from weightguard.finding import Finding, finding
 from weightguard.signing.parties import (
     Certificate,
-    CertifiedKey,
-    PrivateKey,
     PublicKey,
-    Signer,
     Sigstore,
     Trusted,
 )
-from weightguard.signing.pem import certificates, in_memory, private_key, public_key
+from weightguard.signing.pem import (
+    certificates,
+    in_memory,
+    public_key,
+)
 
 MAX_SIGNATURE_BYTES = 64 << 20
 """A signature takes about 200 bytes a file."""
@@ -41,8 +43,7 @@ _KINDS = {
 _MISSING = (
     "signatures need the model-signing library: pip install 'weightguard-integrity[sign]' ({error})"
 )
-# what reading a hostile bundle can end in; the library promises no exception of its own
-_UNREADABLE = (
+UNREADABLE = (
     ValueError,
     KeyError,
     TypeError,
@@ -51,6 +52,7 @@ _UNREADABLE = (
     RecursionError,
     OverflowError,
 )
+"""What reading a hostile bundle can end in; the library promises no exception of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,26 +78,60 @@ class SignedList:
 
 
 def require_library() -> None:
-    """Raise WeightguardError where the extra ``sign`` is not installed."""
+    """Raise WeightguardError where the extra ``sign`` is not installed.
+
+    What the library logs goes where the program's log goes, and nowhere where it has none.
+    """
     try:
         import model_signing.signing
         import model_signing.verifying
     except ImportError as error:
         raise WeightguardError(_MISSING.format(error=error)) from error
     del model_signing
+    logger = logging.getLogger("model_signing")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
 
 
-def authenticate(file: CheckpointFile, trusted: Trusted) -> SignedList | Finding:
-    """Return what the signature in ``file`` lists, or the finding that says why it is not genuine.
+def reason(error: BaseException) -> str:
+    """Return what an error of the library says, and what that came from, such as the network."""
+    root = error
+    while (inner := root.__cause__ or root.__context__) is not None:
+        root = inner
+    words = str(error)[:200] or type(error).__name__
+    return words if root is error else f"{words} ({str(root)[:200] or type(root).__name__})"
 
-    Raises WeightguardError where ``trusted`` cannot be used.
-    """
+
+@contextlib.contextmanager
+def reaching_sigstore() -> Iterator[None]:
+    """Turn what goes wrong while sigstore's roots are fetched into WeightguardError."""
+    from sigstore.errors import Error
+
+    try:
+        yield
+    except (Error, OSError, *UNREADABLE) as error:
+        raise WeightguardError(
+            f"sigstore's roots of trust cannot be had: {reason(error)}. Check the network, or "
+            "give them with --trust-config where there is that option"
+        ) from error
+
+
+Judge: TypeAlias = Callable[[CheckpointFile], SignedList | Finding]
+"""Returns what a signature lists, or the finding that says why it is not genuine."""
+
+
+def judge(trusted: Trusted) -> Judge:
+    """Return who tells signatures by ``trusted``; WeightguardError where it cannot be used."""
     require_library()
+    config = _verifier(trusted)
+    return lambda file: _authenticate(file, trusted, config)
+
+
+def _authenticate(file: CheckpointFile, trusted: Trusted, config: Any) -> SignedList | Finding:
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from OpenSSL import crypto
     from sigstore.errors import Error, VerificationError
 
-    config = _verifier(trusted)
     try:
         bundle = read_json_object(file, limit=MAX_SIGNATURE_BYTES, code="WG502")
         refusal = _prepare(bundle, trusted, file.name)
@@ -107,7 +143,7 @@ def authenticate(file: CheckpointFile, trusted: Trusted) -> SignedList | Finding
         return finding("WG503", words, file=file.name)
     except (crypto.X509StoreContextError, VerificationError) as error:
         return _by_another(file.name, f"is not by whom you trust: {str(error)[:200]}")
-    except (*_UNREADABLE, UnsupportedAlgorithm, crypto.Error, Error) as error:
+    except (*UNREADABLE, UnsupportedAlgorithm, crypto.Error, Error) as error:
         if "cannot be used for signing" in str(error):
             return _by_another(file.name, "was made with a certificate that is not for signing")
         return _malformed(file.name, f"{type(error).__name__}: {str(error)[:160]}")
@@ -115,7 +151,6 @@ def authenticate(file: CheckpointFile, trusted: Trusted) -> SignedList | Finding
 
 def _verifier(trusted: Trusted) -> Any:
     from model_signing.verifying import Config
-    from sigstore.errors import Error
 
     config: Any = Config()  # type: ignore[no-untyped-call]
     match trusted:
@@ -129,15 +164,10 @@ def _verifier(trusted: Trusted) -> Any:
             with in_memory(certificates(chain)) as copy:
                 return config.use_certificate_verifier(certificate_chain=[copy])
         case Sigstore(identity, provider, trust_config):
-            try:
+            with reaching_sigstore():
                 return config.use_sigstore_verifier(
                     identity=identity, oidc_issuer=provider, trust_config=trust_config
                 )
-            except (Error, OSError, *_UNREADABLE) as error:
-                raise WeightguardError(
-                    f"sigstore's roots of trust cannot be had: {str(error)[:200]}. "
-                    "Check the network, or give them with --trust-config"
-                ) from error
 
 
 def _public_pem(path: Path) -> bytes:
@@ -221,73 +251,3 @@ def _malformed(name: str, words: str) -> Finding:
 
 def _by_another(name: str, words: str) -> Finding:
     return finding("WG504", f"{shown(name)} {words}", file=name)
-
-
-def make_signature(folder: Path, signer: Signer, left_out: Iterable[str]) -> bytes:
-    """Return the signature over all files of ``folder`` but ``left_out`` and those of git.
-
-    Hashes every file with SHA-256. Raises WeightguardError for a folder with links, pipes or
-    devices, and where the signer cannot be used.
-    """
-    require_library()
-    from model_signing.hashing import Config as Hashing
-    from sigstore.errors import Error
-
-    hashing: Any = Hashing()  # type: ignore[no-untyped-call]
-    hashing.set_ignored_paths(paths=left_out, ignore_git_paths=True)
-    with in_memory() as target:
-        try:
-            _signing(signer).set_hashing_config(hashing).sign(folder, target)
-        except (Error, *_UNREADABLE) as error:
-            raise WeightguardError(f"cannot sign {str(folder)!r}: {str(error)[:300]}") from error
-        return target.read_bytes()
-
-
-def check_signer(signer: Signer) -> None:
-    """Raise WeightguardError where a key or certificate cannot be used to sign."""
-    require_library()
-    if not isinstance(signer, PrivateKey | CertifiedKey):
-        return
-    key = private_key(signer if isinstance(signer, PrivateKey) else signer.key)
-    if isinstance(signer, CertifiedKey):
-        from cryptography.x509 import load_pem_x509_certificate
-
-        certificate = load_pem_x509_certificate(certificates([signer.certificate]))
-        certificates(signer.chain)
-        if certificate.public_key() != key.public_key():
-            raise WeightguardError(
-                f"the certificate {str(signer.certificate)!r} is for another key than "
-                f"{str(signer.key.path)!r}"
-            )
-
-
-def _signing(signer: Signer) -> Any:
-    from model_signing.signing import Config
-
-    config: Any = Config()  # type: ignore[no-untyped-call]
-    if isinstance(signer, PrivateKey):
-        with in_memory(_private_pem(signer)) as key:
-            return config.use_elliptic_key_signer(private_key=key)
-    if isinstance(signer, CertifiedKey):
-        chain = certificates(signer.chain)
-        with (
-            in_memory(_private_pem(signer.key)) as key,
-            in_memory(certificates([signer.certificate])) as certificate,
-            in_memory(chain) as others,
-        ):
-            return config.use_certificate_signer(
-                private_key=key,
-                signing_certificate=certificate,
-                certificate_chain=[others] if chain else [],
-            )
-    return config.use_sigstore_signer(
-        use_ambient_credentials=signer.token is None,
-        identity_token=signer.token,
-        trust_config=signer.trust_config,
-    )
-
-
-def _private_pem(key: PrivateKey) -> bytes:
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
-    return private_key(key).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

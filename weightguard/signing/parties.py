@@ -46,7 +46,10 @@ class PrivateKey:
 
 @dataclass(frozen=True, slots=True)
 class CertifiedKey:
-    """Sign with a key that ``certificate`` certifies; ``chain`` travels with the signature."""
+    """Sign with the key of the first certificate of a file.
+
+    Its other certificates, and those of ``chain``, travel with the signature.
+    """
 
     key: PrivateKey
     certificate: Path

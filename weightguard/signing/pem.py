@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         EllipticCurvePrivateKey,
         EllipticCurvePublicKey,
     )
+    from cryptography.x509 import Certificate
 
 MAX_PEM_BYTES = 4 << 20
 """A system's whole bundle of roots has 0.3 MB."""
@@ -122,6 +123,44 @@ def certificates(paths: Iterable[Path]) -> bytes:
             raise WeightguardError(f"{shown(str(path))} holds no PEM certificate") from error
         pieces.append(data.rstrip() + b"\n")
     return b"".join(pieces)
+
+
+def certified_key(path: Path) -> object:
+    """Return the public key of a file's first certificate, the signer's.
+
+    Raises WeightguardError where verifiers would refuse what its key signs: they ask for the key
+    usage digitalSignature or the extended key usage codeSigning.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.x509 import load_pem_x509_certificate
+
+    data, name = certificates([path]), shown(str(path))
+    try:
+        certificate = load_pem_x509_certificate(data)
+        usable = _may_sign(certificate)
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise WeightguardError(f"the certificate {name} cannot be used: {error}") from error
+    if not usable:
+        raise WeightguardError(
+            f"the certificate {name} is not for signing, so nobody would accept the signature: "
+            "have one issued with the key usage digitalSignature or the extended key usage "
+            "codeSigning"
+        )
+    return key
+
+
+def _may_sign(certificate: Certificate) -> bool:
+    from cryptography.x509 import ExtendedKeyUsage, KeyUsage
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    for extension in certificate.extensions:
+        match extension.value:
+            case KeyUsage(digital_signature=True):
+                return True
+            case ExtendedKeyUsage() as usages if ExtendedKeyUsageOID.CODE_SIGNING in usages:
+                return True
+    return False
 
 
 @contextlib.contextmanager

@@ -13,11 +13,13 @@ from weightguard.catalogue import Severity
 from weightguard.checkpoint.files import CheckpointFile
 from weightguard.checkpoint.names import require_unicode_file_names, shown
 from weightguard.checkpoint.strict_json import read_json_object
+from weightguard.checkpoint.unfinished import REMEDY, is_journal
 from weightguard.errors import CheckpointError, WeightguardError
 from weightguard.finding import Report
 from weightguard.progress import Progress
-from weightguard.signing.library import MAX_SIGNATURE_BYTES, check_signer, make_signature
+from weightguard.signing.library import MAX_SIGNATURE_BYTES
 from weightguard.signing.parties import Signer
+from weightguard.signing.pen import pen_of
 from weightguard.signing.verification import SIGNATURE_NAME, entries, inside
 
 MANIFEST_NAME = "model.weightguard.json"
@@ -55,7 +57,7 @@ def sign(
         raise WeightguardError(f"{str(root)!r} is no folder, and a signature is of a folder.")
     target = root / SIGNATURE_NAME if signature is None else Path(signature)
     _refuse_replacing(target)
-    check_signer(signer)
+    pen = pen_of(signer)
     _refuse_unsignable(root)
     manifest, attested = _manifest_in(root), False
     if manifest is None:
@@ -67,9 +69,15 @@ def sign(
         if not report.complete or report.at_least(Severity.ERROR):
             return report
     name = inside(root, target)
-    data = make_signature(root, signer, [] if name is None else [name])
-    with atomic_write(target) as file:
-        file.write(data)
+    data = pen(root, [] if name is None else [name])
+    try:
+        with atomic_write(target) as file:
+            file.write(data)
+    except OSError as error:
+        raise WeightguardError(
+            f"cannot write the signature {str(target)!r}: {error.strerror}. Make its folder "
+            "writable, or name another with --signature"
+        ) from error
     return Signed(target, manifest, attested)
 
 
@@ -82,9 +90,17 @@ def _manifest_in(root: Path) -> Path | None:
 
 
 def _refuse_unsignable(root: Path) -> None:
-    """Raise WeightguardError for what the library refuses, before anything is written."""
+    """Raise WeightguardError for what the library refuses, before anything is written.
+
+    So it does for what may be half written.
+    """
     for name, entry in entries(root, frozenset()):
         require_unicode_file_names([name])
+        if is_journal(entry.name):
+            raise WeightguardError(
+                f"{shown(name)} is of a repair in place that was interrupted: nothing was signed. "
+                f"{REMEDY}"
+            )
         if not entry.is_file(follow_symlinks=False):
             raise WeightguardError(
                 f"{shown(name)} is no regular file, and signatures are of regular files. "

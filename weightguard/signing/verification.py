@@ -9,6 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from weightguard.catalogue import Severity
 from weightguard.checkpoint.files import CheckpointFile, Folder
 from weightguard.checkpoint.hugging_face import blobs_of
 from weightguard.checkpoint.names import shown
@@ -18,7 +21,7 @@ from weightguard.finding import Finding, finding, ordered
 from weightguard.progress import Meter, Progress
 from weightguard.scan.digest import new_hasher
 from weightguard.scan.stream import default_threads
-from weightguard.signing.library import SignedList, SignedRange, authenticate
+from weightguard.signing.library import Judge, SignedList, SignedRange, judge
 from weightguard.signing.parties import Trusted
 
 SIGNATURE_NAME = "model.sig"
@@ -48,10 +51,24 @@ def verify_signature(
     ``signature`` is ``model.sig`` in the folder by default. WG501 it is missing, WG502 no
     signature, WG503 false, WG504 by somebody else; WG505 it does not cover a path of
     ``must_cover``, such as a manifest; WG506, WG507, WG508 a file was changed, is missing, is
-    not signed. Links are followed inside the folder only. Raises WeightguardError where the
-    extra ``sign`` is missing, a key cannot be used, or ``folder`` is none.
+    not signed. Each is critical, and so is whatever keeps a file from being read: a proof that was
+    demanded and is not there fails. Links are followed inside the folder only. Raises
+    WeightguardError where the extra ``sign`` is missing, a key cannot be used, or ``folder`` is
+    none.
     """
-    root = Path(folder)
+    found = _shortcomings(Path(folder), judge(signer), signature, must_cover, threads, progress)
+    critical = Severity.CRITICAL.label
+    return ordered(msgspec.structs.replace(one, severity=critical) for one in found)
+
+
+def _shortcomings(
+    root: Path,
+    judged: Judge,
+    signature: str | os.PathLike[str] | None,
+    must_cover: Iterable[str | os.PathLike[str]],
+    threads: int | None,
+    progress: Progress | None,
+) -> Iterable[Finding]:
     if not root.is_dir():
         raise WeightguardError(f"{str(root)!r} is no folder, and a signature is of a folder.")
     opened = Folder(root, blobs_of(root))
@@ -61,16 +78,15 @@ def verify_signature(
             words = f"there is no signature {shown(str(path))}"
             return (finding("WG501", words, file=path.name),)
         file = opened.open(SIGNATURE_NAME) if signature is None else opened.adopt(path)
-        signed = authenticate(file, signer)
+        signed = judged(file)
         if isinstance(signed, Finding):
             return (signed,)
         examination = _Examination(opened, signed, inside(root, path))
-        found = [*_uncovered(root, must_cover, signed), *examination.run(threads, progress)]
+        return [*_uncovered(root, must_cover, signed), *examination.run(threads, progress)]
     except CheckpointError as error:
         return (error.finding,)
     finally:
         opened.close()
-    return ordered(found)
 
 
 def inside(root: Path, path: Path) -> str | None:

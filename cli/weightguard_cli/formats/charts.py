@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from weightguard.catalogue import Severity
 from weightguard.ranges import TensorRange
@@ -19,6 +20,8 @@ MAX_BARS = 300
 """Bars of the range plot; where a model has more tensors, a bar stands for several."""
 MAX_TICKS = 6
 MAX_CHANNELS = 24
+T = TypeVar("T")
+
 LEFT, RIGHT, TOP, BOTTOM = 13.0, 99.5, 4.0, 96.0
 
 
@@ -51,34 +54,56 @@ class Plot:
     per_bar: int
 
 
+class LogAxis:
+    """A logarithmic axis from one power of ten to another."""
+
+    def __init__(self, least: float, greatest: float):
+        self._low = math.floor(math.log10(least))
+        self._high = max(math.ceil(math.log10(greatest)), self._low + 1)
+
+    def height(self, value: float) -> float:
+        """Return where a value stands, from the top."""
+        share = (math.log10(value) - self._low) / (self._high - self._low)
+        return BOTTOM - (BOTTOM - TOP) * share
+
+    def bar(self, number: int, of: int, span: tuple[float, float], words: tuple[str, str]) -> Bar:
+        """Return bar ``number`` of ``of`` over a span of values; ``words`` are kind and title."""
+        step = (RIGHT - LEFT) / of
+        bottom, top = map(self.height, span)
+        x, width, tall = LEFT + number * step, min(step * 0.7, 4), max(bottom - top, 0.8)
+        return Bar(round(x, 2), round(top, 2), round(width, 2), round(tall, 2), *words)
+
+    @property
+    def ticks(self) -> tuple[Tick, ...]:
+        """Lines at powers of ten, at most ``MAX_TICKS`` and one."""
+        stride = max(1, math.ceil((self._high - self._low) / MAX_TICKS))
+        powers = range(self._low, self._high + 1, stride)
+        return tuple(Tick(round(self.height(10.0**p), 2), _power(p)) for p in powers)
+
+
+def in_groups(shown: Sequence[T]) -> list[Sequence[T]]:
+    """Return what each bar stands for: neighbours share one where there are too many."""
+    per_bar = max(1, -(-len(shown) // MAX_BARS))
+    return [shown[i : i + per_bar] for i in range(0, len(shown), per_bar)]
+
+
 def range_plot(ranges: Sequence[TensorRange], worst: Mapping[str, Severity]) -> Plot | None:
     """Return each tensor's rms to greatest magnitude on a logarithmic axis; None for no values."""
     shown = [t for t in ranges if not t.raw and t.absmax > 0 and t.rms > 0]
     if not shown:
         return None
-    low = math.floor(min(math.log10(min(t.rms, t.absmax)) for t in shown))
-    high = max(math.ceil(max(math.log10(t.absmax) for t in shown)), low + 1)
-
-    def height(value: float) -> float:
-        return BOTTOM - (BOTTOM - TOP) * (math.log10(value) - low) / (high - low)
-
-    per_bar = -(-len(shown) // MAX_BARS)
-    groups = [shown[i : i + per_bar] for i in range(0, len(shown), per_bar)]
-    step = (RIGHT - LEFT) / len(groups)
-    bars = []
-    for number, group in enumerate(groups):
-        top, bottom = height(max(t.absmax for t in group)), height(min(t.rms for t in group))
-        tall = max(bottom - top, 0.8)
-        x, width = LEFT + number * step, min(step * 0.7, 4)
-        bars.append(
-            Bar(round(x, 2), round(top, 2), round(width, 2), round(tall, 2),
-                _kind(group, worst), _title(group))
-        )  # fmt: skip
-    stride = max(1, math.ceil((high - low) / MAX_TICKS))
-    ticks = [
-        Tick(round(height(10.0**power), 2), _power(power)) for power in range(low, high + 1, stride)
+    axis = LogAxis(min(min(t.rms, t.absmax) for t in shown), max(t.absmax for t in shown))
+    groups = in_groups(shown)
+    bars = [
+        axis.bar(
+            number,
+            len(groups),
+            (min(t.rms for t in group), max(t.absmax for t in group)),
+            (_kind(group, worst), _title(group)),
+        )
+        for number, group in enumerate(groups)
     ]
-    return Plot(tuple(bars), tuple(ticks), per_bar)
+    return Plot(tuple(bars), axis.ticks, len(groups[0]))
 
 
 def _kind(group: Sequence[TensorRange], worst: Mapping[str, Severity]) -> str:

@@ -10,7 +10,7 @@ import base64
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from weightguard import __version__
 from weightguard.catalogue import RULES, Severity
 from weightguard.finding import Finding, Report
 from weightguard.ranges import TensorRange
+from weightguard.units import byte_size
+from weightguard_cli.account import Table
 from weightguard_cli.beside_text import unchecked_lines
 from weightguard_cli.escape import escape_name, escape_text
 from weightguard_cli.evidence import evidence_lines
@@ -28,8 +30,7 @@ from weightguard_cli.formats.charts import channel_bars, range_plot
 from weightguard_cli.formats.tensor_map import Worst, map_rows, strips, worst_by_tensor
 from weightguard_cli.place import place
 from weightguard_cli.presentation import Presentation
-from weightguard_cli.units import byte_size
-from weightguard_cli.verdict import coverage_words, verdict
+from weightguard_cli.verdict import coverage_words
 
 MAX_SHOWN = 25
 """Findings of one rule and severity that are written out."""
@@ -83,12 +84,12 @@ def render(report: Report, presentation: Presentation) -> str:
 
 
 def _view(report: Report, presentation: Presentation) -> dict[str, Any]:
-    found = verdict(report, presentation.scope)
+    account = presentation.account
     counts = Counter(f.severity for f in report.findings)
     worst = worst_by_tensor(report.findings)
     salience = report.salience
     return {
-        "verdict": found,
+        "verdict": presentation.verdict(report),
         "task": presentation.task,
         "version": __version__,
         "checkpoint": escape_name(report.checkpoint),
@@ -97,6 +98,11 @@ def _view(report: Report, presentation: Presentation) -> dict[str, Any]:
         "weights": presentation.scope.weights and escape_name(presentation.scope.weights),
         "coverage": coverage_words(report.coverage),
         "counts": [(s.label, counts[s.label]) for s in reversed(Severity)],
+        "statuses": account.counts if account else (),
+        "facts": account.facts if account else [("checkpoint", escape_name(report.checkpoint))],
+        "sentences": account.sentences if account else (),
+        "told": [_wide(table) for table in account.tables if table.lines] if account else [],
+        "picture": account and account.picture,
         "groups": [*_groups(report.findings)],
         "rows": map_rows(report, worst, _anchors(report.findings)),
         "strips": [*strips(report, worst)],
@@ -107,6 +113,18 @@ def _view(report: Report, presentation: Presentation) -> dict[str, Any]:
         "tensors_left_out": max(0, len(report.ranges) - MAX_ROWS),
         "unchecked": [*unchecked_lines(report, presentation.scope)],
     }
+
+
+def _wide(table: Table) -> Table:
+    """Return a table with its names in front: a page scrolls sideways, and names must stay seen."""
+    order = sorted(range(len(table.columns)), key=lambda n: table.columns[n][1] != "name")
+    return replace(
+        table,
+        columns=tuple(table.columns[n] for n in order),
+        lines=tuple(
+            replace(line, cells=tuple(line.cells[n] for n in order)) for line in table.lines
+        ),
+    )
 
 
 def _anchor(found: Finding) -> str:

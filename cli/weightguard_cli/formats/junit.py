@@ -14,13 +14,12 @@ from junitparser import Error, Failure, JUnitXml, TestCase, TestSuite
 
 from weightguard.catalogue import RULES
 from weightguard.finding import Finding, Report
-from weightguard.ranges import TensorRange
+from weightguard_cli.account import Case, plain_lines
 from weightguard_cli.beside_text import unchecked_lines
 from weightguard_cli.escape import escape_name, escape_text
 from weightguard_cli.evidence import evidence_lines
 from weightguard_cli.place import place
 from weightguard_cli.presentation import Presentation
-from weightguard_cli.verdict import verdict
 
 DECLARATION = '<?xml version="1.0" encoding="UTF-8"?>\n'
 MAX_SOUND = 5_000
@@ -56,43 +55,43 @@ def _cases(report: Report, presentation: Presentation) -> Iterator[TestCase]:
     yield _verdict_case(report, presentation)
     for code, findings in by_rule.items():
         rule = RULES.get(code)
-        name = escape_text(code) + (f" {rule.name}" if rule else "")
-        yield _case(name, "checkpoint", findings, presentation)
-    yield from _tensors(report.ranges, by_tensor, presentation)
+        name = code + (f" {rule.name}" if rule else "")
+        yield _case(Case(name, "checkpoint", ""), findings, presentation)
+    account = presentation.account
+    listed = account.cases if account else ()
+    listed = listed or tuple(Case(tensor.name, tensor.file, "") for tensor in report.ranges)
+    yield from _tensors(listed, by_tensor, presentation)
 
 
 def _tensors(
-    ranges: tuple[TensorRange, ...],
-    findings: dict[str, list[Finding]],
-    presentation: Presentation,
+    listed: tuple[Case, ...], findings: dict[str, list[Finding]], presentation: Presentation
 ) -> Iterator[TestCase]:
-    files = {tensor.name: tensor.file for tensor in ranges}
+    known = {tensor.name: tensor for tensor in listed}
     for name, found in findings.items():
-        file = files.get(name) or found[0].location.file or "checkpoint"
-        yield _case(escape_name(name), escape_name(file), found, presentation)
-    sound = [tensor for tensor in ranges if tensor.name not in findings]
+        file = found[0].location.file or "checkpoint"
+        yield _case(known.get(name) or Case(name, file, ""), found, presentation)
+    sound = [tensor for tensor in listed if tensor.name not in findings]
     for tensor in sound[:MAX_SOUND]:
-        yield _case(escape_name(tensor.name), escape_name(tensor.file), [], presentation)
+        yield _case(tensor, [], presentation)
     if len(sound) > MAX_SOUND:
         rest = f"{len(sound) - MAX_SOUND:,} more tensors without a finding"
-        yield _case(rest, "checkpoint", [], presentation)
+        yield _case(Case(rest, "checkpoint", ""), [], presentation)
 
 
 def _verdict_case(report: Report, presentation: Presentation) -> TestCase:
     """Return the case that fails when the checkpoint could not be read to its end."""
     case = TestCase("read to its end", "checkpoint")
-    told = [str(verdict(report, presentation.scope))]
+    said = str(presentation.verdict(report))
+    told = [said, *(plain_lines(presentation.account) if presentation.account else ())]
     told += [f"Not checked: {line}" for line in unchecked_lines(report, presentation.scope)]
     case.system_out = _legal("\n".join(told))
     if not report.complete:
-        case.result = [Error(str(verdict(report, presentation.scope)), "UNREADABLE")]
+        case.result = [Error(said, "UNREADABLE")]
     return case
 
 
-def _case(
-    name: str, classname: str, findings: list[Finding], presentation: Presentation
-) -> TestCase:
-    case = TestCase(name, classname)
+def _case(subject: Case, findings: list[Finding], presentation: Presentation) -> TestCase:
+    case = TestCase(escape_name(subject.name), escape_name(subject.file))
     failing = [found for found in findings if found.level >= presentation.fail_on]
     told = [found for found in findings if found.level < presentation.fail_on]
     if failing:
@@ -102,8 +101,9 @@ def _case(
         failure = Failure(_legal(summary), rule)
         failure.text = _legal("\n\n".join(_told(failing)))
         case.result = [failure]
-    if told:
-        case.system_out = _legal("\n\n".join(_told(told)))
+    words = "\n\n".join(filter(None, [subject.words, *_told(told)]))
+    if words:
+        case.system_out = _legal(words)
     return case
 
 

@@ -13,13 +13,14 @@ from itertools import groupby
 
 from weightguard.catalogue import RULES
 from weightguard.finding import Finding, Report
+from weightguard.units import counted
+from weightguard_cli.account import Account, ColumnKind, Table
 from weightguard_cli.beside_text import unchecked_lines
 from weightguard_cli.escape import escape_name, escape_text, guard_lines
 from weightguard_cli.evidence import evidence_lines
 from weightguard_cli.place import place
 from weightguard_cli.presentation import Presentation
-from weightguard_cli.units import counted
-from weightguard_cli.verdict import coverage_words, verdict
+from weightguard_cli.verdict import coverage_words
 
 MARK = "<!-- weightguard report -->"
 """The first line, by which a report is known to be one; readers do not see it."""
@@ -27,8 +28,10 @@ MAX_BYTES = 900_000
 """GitHub refuses a summary of more than 1 MiB."""
 MAX_SHOWN = 10
 """Findings of one rule and severity that are written out."""
+MAX_LINES = 100
+"""Lines of a table."""
 
-_SIGNS = {"good": "✅", "warning": "⚠️", "bad": "❌", "critical": "❌"}
+_SIGNS = {"good": "✅", "info": "🔎", "warning": "⚠️", "bad": "❌", "critical": "❌"}
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+~|!&$^])")
 _LINKED = re.compile(r"[@#]|://|\bwww\.", re.IGNORECASE)
 _BACKTICKS = re.compile("`+")
@@ -36,7 +39,7 @@ _BACKTICKS = re.compile("`+")
 
 def render(report: Report, presentation: Presentation) -> str:
     """Return the summary, of at most ``MAX_BYTES`` and a few lines."""
-    found = verdict(report, presentation.scope)
+    found = presentation.verdict(report)
     known = "" if report.format == "unknown" else f" ({prose(report.format)})"
     under = "" if report.policy is None else f", under the policy {code(report.policy)}"
     lines = [
@@ -45,6 +48,7 @@ def render(report: Report, presentation: Presentation) -> str:
         "",
         f"`weightguard {presentation.task}` of {code(report.checkpoint)}{known}{under}",
         "",
+        *_account(presentation.account),
     ]
     groups = [
         (rule, [*findings])
@@ -93,6 +97,39 @@ def _table(groups: list[tuple[str, list[Finding]]]) -> Iterator[str]:
         summary = prose(known.summary) if known else ""
         yield f"| {findings[0].severity} | {prose(rule)}{name} | {len(findings):,} | {summary} |"
     yield ""
+
+
+def _account(account: Account | None) -> Iterator[str]:
+    if account is None:
+        return
+    for label, value in account.facts:
+        yield f"- {label}: {span(value)}"
+    for sentence in account.sentences:
+        yield f"- {prose(sentence)}"
+    yield ""
+    for table in account.tables:
+        yield from _account_table(table)
+
+
+def _account_table(table: Table) -> Iterator[str]:
+    if not table.lines:
+        return
+    yield f"### {prose(table.title)}"
+    yield ""
+    yield "".join(f"| {title} " for title, _ in table.columns) + "|"
+    yield "".join("|---:" if kind == "number" else "|---" for _, kind in table.columns) + "|"
+    for line in table.lines[:MAX_LINES]:
+        cells = zip(line.cells, table.columns, strict=True)
+        yield "".join(f"| {_cell(cell, kind)} " for cell, (_, kind) in cells) + "|"
+    yield ""
+    more = table.left_out + max(0, len(table.lines) - MAX_LINES)
+    if more:
+        yield f"and {more:,} more (`--format json` has them all)"
+        yield ""
+
+
+def _cell(cell: str, kind: ColumnKind) -> str:
+    return span(cell) if kind == "name" and cell else prose(cell)
 
 
 def _section(rule: str, findings: list[Finding]) -> Iterator[str]:

@@ -18,13 +18,13 @@ from weightguard import __version__
 from weightguard.catalogue import RULES, Rule, Severity
 from weightguard.finding import Finding, Location, Report
 from weightguard.pages import page
+from weightguard_cli.account import plain_lines
 from weightguard_cli.beside_text import unchecked_lines
 from weightguard_cli.escape import escape_text
 from weightguard_cli.evidence import evidence_lines
 from weightguard_cli.json_output import json_text
 from weightguard_cli.place import subject
 from weightguard_cli.presentation import Presentation
-from weightguard_cli.verdict import verdict
 
 SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -32,6 +32,8 @@ SCHEMA = (
 MAX_RESULTS = 25_000
 """Results of a run beyond which GitHub refuses the file."""
 MAX_EVIDENCE_LINES = 10
+MAX_NOTES = 100
+"""Lines of what a command tells beside findings."""
 CHECKPOINT = "CHECKPOINT"
 """The base of addresses that are relative to a checkpoint outside of the working folder."""
 
@@ -64,7 +66,7 @@ def render(report: Report, presentation: Presentation) -> str:
         "results": _results(shown, codes, report, presentation),
         "columnKind": "unicodeCodePoints",
         "properties": {
-            "verdict": str(verdict(report, presentation.scope)),
+            "verdict": str(presentation.verdict(report)),
             "format": report.format,
             "coverage": report.coverage,
         },
@@ -177,7 +179,12 @@ def _uri(path: str) -> str:
 
 
 def _invocation(report: Report, presentation: Presentation, left_out: int) -> Json:
-    notes = [f"Not checked: {line}" for line in unchecked_lines(report, presentation.scope)]
+    lines = plain_lines(presentation.account) if presentation.account else ()
+    told = [re.sub(" {2,}", "  ", line.strip()) for line in lines]
+    notes = told[:MAX_NOTES]
+    if len(told) > MAX_NOTES:
+        notes.append(f"{len(told) - MAX_NOTES:,} more lines are left out; --format json has all.")
+    notes += [f"Not checked: {line}" for line in unchecked_lines(report, presentation.scope)]
     if left_out:
         notes.append(f"{left_out:,} less severe findings are left out; --format json has them all.")
     return {

@@ -12,8 +12,8 @@ from weightguard.catalogue import Severity
 from weightguard.finding import Finding, Report
 from weightguard.ranges import TensorRange
 from weightguard.scan.digest import BLOCK_BYTES, block_count
+from weightguard.units import byte_size, counted
 from weightguard_cli.escape import escape_name
-from weightguard_cli.units import byte_size, counted
 
 MAX_CELLS = 4_000
 """Tensors that have a cell; those with findings come before others."""
@@ -87,10 +87,14 @@ def map_rows(report: Report, worst: Worst, anchors: Mapping[str, str]) -> list[R
 
 def _cell(tensor: TensorRange, severity: Severity | None, anchor: str | None) -> Cell:
     kind = "sound" if severity is None else severity.label
-    size = min(4, max(1, round(math.log10(max(tensor.nbytes, 1)) - 3)))
     state = "no finding" if severity is None else severity.label
     title = f"{escape_name(tensor.name)}, {tensor.dtype}, {byte_size(tensor.nbytes)}: {state}"
-    return Cell(kind, size, title, anchor)
+    return Cell(kind, size_class(tensor.nbytes), title, anchor)
+
+
+def size_class(nbytes: int) -> int:
+    """Return how wide a cell is, from 1 to 4."""
+    return min(4, max(1, round(math.log10(max(nbytes, 1)) - 3)))
 
 
 def strips(report: Report, worst: Worst) -> Iterator[Strip]:

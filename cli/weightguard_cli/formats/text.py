@@ -7,6 +7,7 @@ from itertools import groupby
 
 from weightguard.catalogue import RULES
 from weightguard.finding import Finding, Report
+from weightguard_cli.account import Line, Table
 from weightguard_cli.beside_text import unchecked_lines
 from weightguard_cli.escape import escape_name, escape_text, guard_lines
 from weightguard_cli.evidence import evidence_lines
@@ -14,42 +15,71 @@ from weightguard_cli.place import place
 from weightguard_cli.presentation import Presentation
 from weightguard_cli.salience_text import salience_lines
 from weightguard_cli.style import Style
-from weightguard_cli.verdict import Scope, coverage_words, verdict
+from weightguard_cli.table import table_lines
+from weightguard_cli.verdict import Scope, coverage_words
 
 MAX_SHOWN = 20
 """Findings of one rule and severity that are written out; JSON has them all."""
 
 
 def render(report: Report, presentation: Presentation) -> str:
-    """Return the report for people at a terminal or in a log."""
-    return report_text(report, presentation.scope, presentation.style)
-
-
-def report_text(report: Report, scope: Scope, style: Style) -> str:
-    """Return the report as text that ends with a newline."""
-    lines = [*_head(report, scope, style)]
+    """Return the report for people at a terminal or in a log, ending with a newline."""
+    style, account = presentation.style, presentation.account
+    lines = [*_head(report, presentation)]
+    for table in account.tables if account else ():
+        lines += ["", *_table(table, style)] if table.lines else []
     for (severity, rule), group in groupby(report.findings, lambda f: (f.severity, f.rule)):
         lines += ["", *_group(severity, rule, list(group), style)]
     if report.salience is not None:
         standing_out = [*salience_lines(report.salience)]
         lines += ["", *standing_out] if standing_out else []
-    lines += ["", *_tail(report, scope, style)]
+    lines += ["", *_tail(report, presentation.scope, style)]
     return guard_lines("\n".join(lines)) + "\n"
 
 
-def verdict_line(report: Report, scope: Scope, style: Style) -> str:
+def report_text(report: Report, scope: Scope, style: Style) -> str:
+    """Return a report alone as text that ends with a newline."""
+    return render(report, Presentation("", scope, style=style))
+
+
+def verdict_line(report: Report, presentation: Presentation, style: Style) -> str:
     """Return the verdict alone."""
-    return style.paint(str(verdict(report, scope)), verdict(report, scope).kind, bold=True)
+    said = presentation.verdict(report)
+    return style.paint(str(said), said.kind, bold=True)
 
 
-def _head(report: Report, scope: Scope, style: Style) -> Iterator[str]:
-    yield verdict_line(report, scope, style)
-    known = "" if report.format == "unknown" else f" ({escape_name(report.format)})"
-    yield f"  {escape_name(report.checkpoint)}{known}"
+def _head(report: Report, presentation: Presentation) -> Iterator[str]:
+    scope, account = presentation.scope, presentation.account
+    yield verdict_line(report, presentation, presentation.style)
+    if account is None or not account.facts:
+        known = "" if report.format == "unknown" else f" ({escape_name(report.format)})"
+        yield f"  {escape_name(report.checkpoint)}{known}"
     if report.policy is not None:
         yield f"  under the policy {escape_name(report.policy)}"
     if scope.weights is not None:
         yield f"  beside the manifest of weights {escape_name(scope.weights)}"
+    if account is not None:
+        width = max((len(label) for label, _ in account.facts), default=0)
+        yield from (f"  {label:<{width}}  {value}" for label, value in account.facts)
+        for sentence in account.sentences:
+            yield from presentation.style.wrap(sentence, "  ")
+
+
+def _table(table: Table, style: Style) -> Iterator[str]:
+    """Yield a table whose first column has the colour of its line."""
+    headings = tuple(title for title, _ in table.columns)
+    head, *body = table_lines([headings, *(line.cells for line in table.lines)])
+    yield f"{table.title}:"
+    yield style.strong(head)
+    for text, line in zip(body, table.lines, strict=True):
+        yield _coloured(text, line, style) if line.kind else text
+    if table.more:
+        yield table.more
+
+
+def _coloured(text: str, line: Line, style: Style) -> str:
+    before, first, rest = text.partition(line.cells[0])
+    return before + style.paint(first, line.kind) + rest
 
 
 def _group(severity: str, rule: str, findings: list[Finding], style: Style) -> Iterator[str]:

@@ -21,7 +21,9 @@ from pathlib import Path
 import msgspec
 
 from weightguard.errors import WeightguardError
+from weightguard.private import make_private, user_cache
 from weightguard.tensor import DTYPES
+from weightguard_integrations.onnxruntime.eviction import DEFAULT_LIMIT, Held, evict
 from weightguard_integrations.onnxruntime.layout import DATA_NAME, Extent
 
 SCHEMA = "weightguard-sealed-onnx-v1"
@@ -70,25 +72,16 @@ def key_of(parts: Mapping[str, object]) -> str:
 
 def default_folder() -> Path:
     """Return the user's folder for sealed models."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "weightguard" / "onnxruntime"
+    return user_cache("onnxruntime")
 
 
 class Cache:
-    """Entries in one folder."""
+    """Entries in one folder, of ``limit`` bytes together, but for those in use."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, limit: int = DEFAULT_LIMIT):
         """Make the folder where it is missing; raise WeightguardError where it is not private."""
-        self.folder = folder
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = folder.lstat()
-        except OSError as error:
-            raise _unusable(folder, error) from error
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-            raise _refused(folder, "is no folder of this user's own")
-        if stat.S_IMODE(found.st_mode) & 0o077:
-            raise _refused(folder, "can be entered by others", "run chmod 700 on it, or ")
+        self.folder, self.limit = folder, limit
+        make_private(folder, "Give cache= another one, or mode='inplace'")
 
     def obtain(
         self, key: str, build: Callable[[Path], None], load: Callable[[Path], object]
@@ -104,6 +97,13 @@ class Cache:
                 if not place.is_dir() or not _loaded(place, load):
                     self._build(place, build)
                     load(place)
+                    self._evict()
+
+    def _evict(self) -> None:
+        try:
+            evict(self.folder, DATA_NAME, self.limit)
+        except OSError as error:
+            raise _unusable(self.folder, error) from error
 
     def _build(self, place: Path, build: Callable[[Path], None]) -> None:
         try:
@@ -168,6 +168,14 @@ class Cache:
                 shutil.rmtree(folder, ignore_errors=True)
         except OSError as error:
             raise _unusable(self.folder, error) from error
+
+
+def held(place: Path) -> Held:
+    """Return what keeps an entry from being evicted while it lives; raises StaleEntry."""
+    try:
+        return Held(place / DATA_NAME)
+    except OSError as error:
+        raise StaleEntry(f"{DATA_NAME} cannot be opened: {error.strerror}") from error
 
 
 def read_entry(place: Path, key: str) -> Entry:
@@ -244,10 +252,4 @@ def _unusable(folder: Path, error: OSError) -> WeightguardError:
     return WeightguardError(
         f"the sealed model cannot be kept in {str(folder)!r:.300}: {error.strerror or error}. Give "
         "cache= a folder of this user's own with room for three times the model, or mode='inplace'"
-    )
-
-
-def _refused(folder: Path, why: str, remedy: str = "") -> WeightguardError:
-    return WeightguardError(
-        f"the cache folder {str(folder)!r:.300} {why}: {remedy}give cache= another one"
     )

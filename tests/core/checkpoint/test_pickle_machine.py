@@ -201,12 +201,12 @@ def test_recalled_arguments_are_not_copied(builder: str) -> None:
     calls = (name(builder) + b"h\x00R") * 20_000
     data = PROTO + b"((" + b"N" * 100_000 + b"tq\x00" + calls + b"t"
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(CheckpointError):
         read_pickle(data + STOP, file="m.pt", offset=0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert peak < 32 << 20
 
 

@@ -260,9 +260,9 @@ def outcome(tmp_path: Path, data: bytes) -> str:
 )
 def test_a_hostile_header_costs_little_time(tmp_path: Path, text: str) -> None:
     data = with_header(text)
-    started = time.perf_counter()
+    started = time.process_time()
     assert outcome(tmp_path, data) in ("WG103", "WG116", "no tensors")
-    assert time.perf_counter() - started < 60
+    assert time.process_time() - started < 60
 
 
 def test_a_million_deviations_are_few_findings(tmp_path: Path) -> None:

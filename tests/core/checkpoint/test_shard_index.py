@@ -169,8 +169,8 @@ def test_missing_shards_cost_linear_time_and_few_findings(tmp_path: Path) -> Non
     shards = [f"s{n}.safetensors" for n in range(MAX_SHARDS)]
     weight_map = {f"t{n}": shards[n % MAX_SHARDS] for n in range(200_000)}
     index = ShardIndex(INDEX, weight_map, None)
-    started = time.perf_counter()
+    started = time.process_time()
     found = list(check_index(index, {}, shards))
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert len(found) <= 100
     assert {f.rule for f in found} == {"WG109"}

@@ -128,3 +128,14 @@ def test_missing_shards_are_one_finding_a_set() -> None:
     assert found.location.file == "m-00003-of-99999.bin"
     assert len(found.evidence["shards"]) == 8
     assert list(incomplete_sets(["g-00001-of-00002.gguf"])) == []
+
+
+def test_a_manifest_beside_an_index_is_not_taken_for_weights(tmp_path: Path) -> None:
+    model = write_sharded(tmp_path / "model", [A, B])
+    (model / "model.weightguard.json").write_text("{}")
+    (model / "model.v2.txt").touch()
+    write_safetensors(model / "model.fp16.safetensors", HALF)
+    with open_checkpoint(model) as checkpoint:
+        assert [(f.name, f.kind) for f in checkpoint.beside.files] == [
+            ("model.fp16.safetensors", "variant")
+        ]

@@ -63,30 +63,43 @@ def test_a_table_of_pyproject(tmp_path: Path) -> None:
         ('[rules]\nselct = ["WG1"]', r"line 2: rules\.selct is no key .*did you mean 'select'\?"),
         ("[rule]\n", r"line 1: rule is no key of a policy; did you mean 'rules'\?"),
         ('[[rules.tensor]]\ntensors = ["a"]\nignor = []', r"line 3: rules\.tensor\.ignor .*ignore"),
-        ("fail-on = 3", r"line 1: fail-on is not valid: expected `str`, got `int`"),
-        ('\nfail-on = "fatal"', r"line 2: fail-on is not valid: .*'fatal'"),
-        ('[rules]\nselect = ["WG1", 2]', r"line 2: rules\.select is not valid: expected `str`"),
-        ('[rules]\nselect = "WG1"', r"line 2: rules\.select is not valid: expected `array`"),
-        ('rules = "all"', r"line 1: rules is not valid: expected `object`"),
+        ("fail-on = 3", r"line 1: fail-on is not valid: expected text, got a whole number\.$"),
+        ('\nfail-on = "eror"', r"line 2: fail-on is 'eror', .* error and critical; .*'error'\?$"),
+        ('fail-on = "x"', r"fail-on is 'x', which is none of info, warning, error and critical\.$"),
+        ('rules.severity.WG2 = "infos"', r"line 1: rules\.severity\.WG2 is 'infos', .*'info'\?$"),
+        ('[rules]\nselect = ["WG1", 2]', r"line 2: rules\.select is not valid: expected text, got"),
+        ('[rules]\nselect = "WG1"', r"line 2: rules\.select is not valid: expected a list, got"),
+        ('rules = "all"', r"line 1: rules is not valid: expected a table, got text"),
         ('[rules]\nignore = ["WG2O1"]', r"line 2: rules\.ignore .*did you mean WG\d{3}"),
-        ('[rules.severity]\nWG999 = "info"', r"line 1: rules\.severity .*WG999"),
+        ('[rules.severity]\nWG999 = "info"', r"line 2: rules\.severity\.WG999 is wrong: no"),
+        ("[[rules.tensor]]\ntensors = []", r"line 2: rules\.tensor\.tensors .*length >= 1\.$"),
+        ("[[rules.tensor]]", r"line 1: rules\.tensor is not valid: it lacks the key 'tensors'\.$"),
+        ("[signature]\ncertificates = []", r"line 2: signature\.certificates .*length >= 1\.$"),
+        ("[tool.weightguard]", r"line 1: tool\.weightguard is for a pyproject\.toml"),
         ('[rules]\nignore = ["WG"]', "nothing would be checked"),
         ('[allow]\ndtypes = ["BF61"]', r"line 2: allow\.dtypes .*did you mean 'BF16'"),
-        ('[allow]\nformats = ["pickle"]', r"line 2: allow\.formats is not valid: .*'pickle'"),
+        (
+            '[allow]\nformats = ["pickle"]',
+            r"line 2: allow\.formats is 'pickle', which is none of safetens",
+        ),
         ('[limits]\nfile-size = "5 GX"', r"line 2: limits\.file-size .*'5 GX' is no size"),
         ("[limits]\ntensors = -1", r"line 2: limits\.tensors is not valid"),
         ("[limits]\ntensors = true", r"line 2: limits\.tensors is not valid"),
-        ("[manifest]\nrequired = true", r"manifest is not valid: .*`path`"),
+        ("[manifest]\nrequired = true", r"line 1: manifest .*lacks the key 'path'"),
+        ("[limits]\nfile-size = []", r"expected a whole number or text, got a list\.$"),
         ('[manifest]\npath = "{nme}.json"', r"line 2: manifest\.path may hold"),
         ('[rules]\nselect = ["WG2"]\n[manifest]\npath = "m"', r"line 3: manifest .*select it"),
         ("[calibration]\n", r"line 1: calibration .*\[manifest\] names none"),
         ('[super-weights]\nlineage = "SmolLM-135M"', r"line 2: super-weights\.lineage .*Known are"),
         ("[signature]\n", r"line 1: signature needs one of public-key"),
-        ('[signature]\nidentity = "a@b"', "identity and identity-provider together"),
+        ('[signature]\nidentity = "a@b"', "line 1: .*identity and identity-provider together"),
         ('[drift]\nbase = "b"\nmax-change = -0.1', r"line 3: drift\.max-change is not valid"),
         ('[drift]\nbase = "b"\nmax-change = nan', r"line 3: drift\.max-change"),
         ("version = 2", r"line 1: version is 2, which this weightguard is too old for"),
         ("version = 0", r"line 1: version is not valid"),
+        ("a" + ".a" * 100_000 + " = 1", "has too many dots"),
+        ("[a" + ".a" * 17 + "]", "has too many dots"),
+        ("a = {b" + ".'b'" * 17 + " = 1}", "has too many dots"),
         ("a = " + "[" * 5000 + "]" * 5000, "nested too deeply|no TOML|no key"),
     ],
 )
@@ -94,6 +107,68 @@ def test_a_mistake_is_named_with_its_place(text: str, words: str, tmp_path: Path
     with pytest.raises(PolicyError, match=words) as caught:
         policy(tmp_path, text)
     assert str(tmp_path / "weightguard.toml") in str(caught.value)
+
+
+def test_a_mistake_in_a_later_table_of_a_list_is_on_its_line(tmp_path: Path) -> None:
+    text = """
+[[rules.tensor]]
+tensors = ["a"]
+severity = { WG2 = "info" }
+[[rules.tensor]]
+tensors = ["b"]
+[rules.tensor.severity]
+WG3 = "info"
+[[rules.tensor]]
+tensors = ["c"]
+severity.WG4 = "info"
+"""
+    for old, new, line in (
+        ('["a"]', '["a", 1]', 3),
+        ('["b"]', '["b", 1]', 6),
+        ("WG3", "WG33", 8),
+        ('"b"]', '"b"]\nx = 1', 7),
+        ('["c"]', "[]", 10),
+        ("WG4", "WG44", 11),
+    ):
+        with pytest.raises(PolicyError, match=rf"line {line}: rules\.tensor\."):
+            policy(tmp_path, text.replace(old, new))
+
+
+def test_dots_in_strings_comments_and_numbers_are_no_keys(tmp_path: Path) -> None:
+    dots = "." * 1000
+    text = f"""
+# {dots}
+[tool.other]
+versions = [{"1.5, " * 100}]
+one = "{dots} \\" {dots}"
+two = '{dots}'
+three = \"\"\"{dots}
+{dots} " {dots} \\\"\"\" {dots}\"\"\"
+four = '''{dots}
+{dots} ' {dots}'''
+[tool.weightguard] # {dots}
+fail-on = "warning"
+"""
+    assert policy(tmp_path, text, "pyproject.toml").fail_on == "warning"
+
+
+def test_a_byte_order_mark_is_read_past(tmp_path: Path) -> None:
+    (tmp_path / "weightguard.toml").write_bytes(b'\xef\xbb\xbffail-on = "info"\r\n')
+    assert read_policy(tmp_path / "weightguard.toml").fail_on == "info"
+
+
+def test_the_template_is_no_project(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="name another file"):
+        write_template(tmp_path / "pyproject.toml")
+    assert not (tmp_path / "pyproject.toml").exists()
+
+
+def test_a_checkpoint_that_is_not_there_is_not_blamed_on_the_policy(tmp_path: Path) -> None:
+    (tmp_path / "weightguard.toml").write_text("")
+    assert find_policy(tmp_path / "nowhere", tmp_path) == tmp_path / "weightguard.toml"
+    (tmp_path / "weightguard.toml").unlink()
+    with pytest.raises(PolicyError, match=r"^there is no checkpoint .*nowhere', and there is no"):
+        find_policy(tmp_path / "nowhere", tmp_path)
 
 
 def test_what_is_no_file_of_reasonable_size_is_no_policy(tmp_path: Path) -> None:
@@ -107,7 +182,7 @@ def test_what_is_no_file_of_reasonable_size_is_no_policy(tmp_path: Path) -> None
     for path, words in (
         (tmp_path, "no regular file|Is a directory"),
         (fifo, "no regular file"),
-        (huge, "more than 1048576 bytes"),
+        (huge, "more than 262144 bytes"),
         (binary, "no UTF-8"),
         (tmp_path / "none.toml", "No such file"),
     ):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from weightguard.checkpoint.files import CheckpointFile
 from weightguard.repair.image import Image, PatchStore
+from weightguard.scan.digest import BLOCK_BYTES
 
 
 def test_reads_agree_with_a_plain_buffer(tmp_path: Path) -> None:
@@ -42,3 +43,48 @@ def test_a_missing_file_reads_as_zeros() -> None:
     image.read_into(0, memoryview(got))
     assert got == bytes(10)
     assert image.changed
+
+
+def test_differences_make_the_image_of_what_is_stored(tmp_path: Path) -> None:
+    """Patches may overlap where tensors do, and lie beyond the end; runs never overlap."""
+    choose = random.Random(6)
+    size, longer = 3 * BLOCK_BYTES, 3 * BLOCK_BYTES + 50_000
+    stored = choose.randbytes(size)
+    (tmp_path / "f").write_bytes(stored)
+    file, store = CheckpointFile(tmp_path / "f", "f"), PatchStore()
+    image = Image("f", file, longer, store)
+    made = bytearray(stored + bytes(50_000))
+    for owner in range(40):
+        start = choose.randrange(longer)
+        data = bytearray(made[start : start + choose.randrange(1, BLOCK_BYTES)])
+        for _ in range(owner % 3):
+            data[choose.randrange(len(data))] ^= 1
+        image.patch(start, data, owner)
+    expected = bytearray(longer)
+    image.read_into(0, memoryview(expected))
+    assert expected != made
+    reached = 0
+    for run in image.differences():
+        end = run.offset + len(run.old)
+        assert reached <= run.offset < end <= longer
+        assert len(run.old) == len(run.new) <= BLOCK_BYTES
+        assert run.old == made[run.offset : end]
+        made[run.offset : end] = run.new
+        reached = end
+    assert made == expected
+    file.close()
+    store.close()
+
+
+def test_one_changed_byte_is_a_run_of_one_sector(tmp_path: Path) -> None:
+    data = bytes(BLOCK_BYTES)
+    (tmp_path / "f").write_bytes(data)
+    file, store = CheckpointFile(tmp_path / "f", "f"), PatchStore()
+    image = Image("f", file, len(data), store)
+    image.patch(0, data[:10_000] + b"x" + data[10_001:], 0)
+    assert [(d.offset, len(d.old)) for d in image.differences()] == [(8192, 4096)]
+    image.drop(0)
+    image.patch(0, data, 0)
+    assert [*image.differences()] == []
+    file.close()
+    store.close()

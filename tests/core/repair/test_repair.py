@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,85 +13,29 @@ import blake3
 import pytest
 
 from tests.checkpoints import random_tensor, write_safetensors, write_sharded
-from tests.damaged import MIB, SHARDS, attest, contents, flip, overwrite, parity_of, write_model
+from tests.damaged import MIB, SHARDS, attest, contents, flip, overwrite, parity_of
+from tests.repair_cases import (
+    FIRST,
+    SECOND,
+    Case,
+    append,
+    change_metadata,
+    cut,
+    cut_and_flip_and_ruin,
+    flip_many_rows,
+    flip_one,
+    full_disk,
+    lose_a_block,
+    lose_the_index,
+    ruin_the_header,
+)
 from weightguard import Manifest, ManifestError, WeightguardError, verify
-from weightguard.repair import Means, RepairOutcome, repair, repair_in_place
-
-FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
-INDEX = "model.safetensors.index.json"
-
-
-class Case:
-    """A sound model, its manifests, and a copy to be damaged."""
-
-    def __init__(self, folder: Path):
-        self.sound = write_model(folder / "sound")
-        self.plain = attest(self.sound, folder / "plain.weightguard.json")
-        self.parity = attest(self.sound, folder / "parity.weightguard.json", parity=True)
-        self.model = folder / "model"
-        self.output = folder / "out"
-        shutil.copytree(self.sound, self.model)
-        self.first, self.second = self.model / FIRST, self.model / SECOND
-
-    def repair(self, manifest: Path, **means: Any) -> RepairOutcome:
-        before = contents(self.model)
-        with Manifest.read(manifest) as read:
-            outcome = repair(self.model, read, self.output, Means(threads=2, **means))
-        assert contents(self.model) == before
-        return outcome
-
-    def in_place(self, manifest: Path, **means: Any) -> RepairOutcome:
-        with Manifest.read(manifest) as read:
-            return repair_in_place(self.model, read, Means(threads=2, **means))
-
-    def assert_whole(self, folder: Path) -> None:
-        assert contents(folder) == contents(self.sound)
+from weightguard.repair import Means, repair, repair_in_place
 
 
 @pytest.fixture
 def case(tmp_path: Path) -> Case:
     return Case(tmp_path)
-
-
-def flip_one(case: Case) -> None:
-    flip(case.first, case.first.stat().st_size - 6, 5)
-
-
-def flip_many_rows(case: Case) -> None:
-    for row in range(300):
-        flip(case.second, 500 + row * 2000, row % 8)
-
-
-def lose_a_block(case: Case) -> None:
-    overwrite(case.second, 2 * MIB + 10_000, os.urandom(300_000))
-
-
-def ruin_the_header(case: Case) -> None:
-    overwrite(case.second, 0, b"\xff" * 40)
-
-
-def change_metadata(case: Case) -> None:
-    text = (case.model / INDEX).read_text().replace("total_size", "total_sise")
-    (case.model / INDEX).write_text(text)
-
-
-def cut(case: Case) -> None:
-    os.truncate(case.second, case.second.stat().st_size - 400_000)
-
-
-def append(case: Case) -> None:
-    with case.second.open("ab") as file:
-        file.write(b"x" * 1000)
-
-
-def cut_and_flip_and_ruin(case: Case) -> None:
-    cut(case)
-    flip_one(case)
-    ruin_the_header(case)
-
-
-def lose_the_index(case: Case) -> None:
-    (case.model / INDEX).unlink()
 
 
 PARITY_HEALS = [
@@ -279,10 +222,6 @@ def test_links_out_of_the_folder_are_not_followed(case: Case, tmp_path: Path) ->
     case.assert_whole(case.output)
 
 
-def full_disk(*_: object) -> int:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 @pytest.mark.parametrize("call", ["pwrite", "fsync"])
 def test_a_full_disk_leaves_nothing_behind(
     case: Case, monkeypatch: pytest.MonkeyPatch, call: str, tmp_path: Path
@@ -298,30 +237,6 @@ def test_a_full_disk_leaves_nothing_behind(
     assert contents(case.model) == before
     assert {p.name for p in tmp_path.iterdir()} == around
     assert case.in_place(case.parity).healed
-    case.assert_whole(case.model)
-
-
-def test_a_target_that_cannot_be_written_is_said_and_goes_on_later(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lose_a_block(case)
-    before = contents(case.model)
-    plain_open = os.open
-
-    def read_only(path: Any, flags: int, *rest: Any, **more: Any) -> int:
-        if flags & os.O_WRONLY and str(path).endswith(".safetensors"):
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        return plain_open(path, flags, *rest, **more)
-
-    monkeypatch.setattr(os, "open", read_only)
-    with pytest.raises(WeightguardError, match="Read-only"):
-        case.in_place(case.parity)
-    monkeypatch.undo()
-    after = contents(case.model)
-    assert after.pop(".weightguard-repair.journal")
-    assert after == before
-    outcome = case.in_place(case.parity)
-    assert (outcome.healed, outcome.resumed) == (True, True)
     case.assert_whole(case.model)
 
 

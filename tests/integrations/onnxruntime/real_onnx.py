@@ -13,7 +13,7 @@ from onnxruntime.quantization import quantize_dynamic
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from transformers import AutoModel
 
-from tests.real_models import cache_folder, magika_onnx, minilm_folder
+from tests.real_models import cache_folder, made_by_one, magika_onnx, minilm_folder
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -71,10 +71,11 @@ def _quantise(path: Path) -> None:
 
 def _made(name: str, make: Callable[[Path], object]) -> Path:
     path = cache_folder() / "onnx" / name
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as work:
-            written = Path(work) / name
-            make(written)
-            written.rename(path)
+    with made_by_one(path):
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as work:
+                written = Path(work) / name
+                make(written)
+                written.rename(path)
     return path

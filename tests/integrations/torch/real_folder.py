@@ -8,14 +8,19 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from tests.real_models import cache_folder, smollm2_gguf
+from tests.real_models import cache_folder, made_by_one, smollm2_gguf
 
 
 def smollm2_folder() -> Path:
     """Return the folder with ``model.safetensors``, ``config.json`` and the tokenizer."""
     folder = cache_folder() / "smollm2-bf16-folder"
-    if folder.is_dir():
-        return folder
+    with made_by_one(folder):
+        if not folder.is_dir():
+            _save(folder)
+    return folder
+
+
+def _save(folder: Path) -> None:
     source = smollm2_gguf()
     options = {"gguf_file": source.name, "local_files_only": True}
     model = AutoModelForCausalLM.from_pretrained(
@@ -27,4 +32,3 @@ def smollm2_folder() -> Path:
         model.to(torch.bfloat16).save_pretrained(written)
         AutoTokenizer.from_pretrained(str(source.parent), **options).save_pretrained(written)
         written.rename(folder)
-    return folder

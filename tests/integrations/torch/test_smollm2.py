@@ -52,7 +52,14 @@ class Case(NamedTuple):
         return found
 
 
-@pytest.fixture(scope="module", params=["gguf", "folder"])
+# a calibration takes a minute: each is made by one process, whoever runs its tests
+FORMATS = [
+    pytest.param(made_of, marks=pytest.mark.xdist_group(f"calibrated-{made_of}"))
+    for made_of in ("gguf", "folder")
+]
+
+
+@pytest.fixture(scope="module", params=FORMATS)
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     path, name = (
         (smollm2_gguf(), "blk.{}.ffn_down.weight")
@@ -65,7 +72,7 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
 
 
 # the same model in a folder loads five times faster than as GGUF
-IN_A_FOLDER = pytest.mark.parametrize("case", ["folder"], indirect=True)
+IN_A_FOLDER = pytest.mark.parametrize("case", FORMATS[1:], indirect=True)
 
 
 def test_the_super_weights_are_confirmed(case: Case, claim: Callable[[str], None]) -> None:

@@ -18,9 +18,10 @@ from weightguard.checkpoint.gguf.cursor import (
     UINT32,
     Cursor,
 )
-from weightguard.checkpoint.names import counted, shown
+from weightguard.checkpoint.names import shown
 from weightguard.errors import CheckpointError, malformed
 from weightguard.finding import Finding, finding
+from weightguard.units import counted
 
 MAX_METADATA_ENTRIES = 65_536
 """Key-value pairs; real files have about forty."""

@@ -13,9 +13,10 @@ from weightguard.checkpoint.container import ParsedFile
 from weightguard.checkpoint.files import CheckpointFile, FileRange
 from weightguard.checkpoint.gguf.cursor import Cursor
 from weightguard.checkpoint.gguf.metadata import FindingLog, decode, read_header
-from weightguard.checkpoint.names import counted, shown
+from weightguard.checkpoint.names import shown
 from weightguard.errors import CheckpointError, malformed
 from weightguard.tensor import DTYPES, MAX_DIMENSIONS, DType, TensorView
+from weightguard.units import counted
 
 FORMAT_DIMENSIONS = 4
 """What the format allows; up to ``MAX_DIMENSIONS`` is read, with a finding."""

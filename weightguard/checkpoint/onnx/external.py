@@ -16,9 +16,10 @@ from pathlib import Path, PurePosixPath
 from msgspec.structs import replace
 
 from weightguard.checkpoint.files import CheckpointFile, Folder
-from weightguard.checkpoint.names import counted, shown
+from weightguard.checkpoint.names import shown
 from weightguard.errors import CheckpointError, malformed
 from weightguard.finding import Finding, finding
+from weightguard.units import counted
 
 MAX_LOCATION_CHARS = 1024
 """A longer file name is longer than any file system's."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from weightguard.catalogue import Severity
 from weightguard.checkpoint.container import ParsedFile
 from weightguard.checkpoint.files import CheckpointFile, Folder
-from weightguard.checkpoint.names import counted, shown
+from weightguard.checkpoint.names import shown
 from weightguard.checkpoint.onnx import protobuf
 from weightguard.checkpoint.onnx.attribute import add_part
 from weightguard.checkpoint.onnx.external import Extent, ExternalFiles, overlaps
@@ -21,6 +21,7 @@ from weightguard.checkpoint.onnx.protobuf import LENGTH, VARINT, Span, Wire
 from weightguard.errors import CheckpointError, malformed
 from weightguard.finding import Finding, finding
 from weightguard.tensor import TensorView
+from weightguard.units import counted
 
 MAX_METADATA_CHARS = 200
 """A producer's name or version is cut to this."""

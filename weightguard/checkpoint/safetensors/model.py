@@ -13,11 +13,12 @@ from typing import Any
 
 from weightguard.checkpoint.container import ParsedFile
 from weightguard.checkpoint.files import CheckpointFile, FileRange
-from weightguard.checkpoint.names import counted, shown
+from weightguard.checkpoint.names import shown
 from weightguard.checkpoint.safetensors.header import HEADER_START, Entry, Header
 from weightguard.errors import CheckpointError, malformed
 from weightguard.finding import Finding, finding
 from weightguard.tensor import DTYPES, MAX_DIMENSIONS, DType, TensorView
+from weightguard.units import counted
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the format's own implementation."""

@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from typing import Any
 
-from weightguard.checkpoint.names import counted
 from weightguard.checkpoint.torch_zip.builders import (
     ALLOWED,
     BUILDERS,
@@ -27,6 +26,7 @@ from weightguard.checkpoint.torch_zip.named_globals import (
     named_globals,
 )
 from weightguard.errors import CheckpointError, malformed
+from weightguard.units import counted
 
 MAX_PICKLE_BYTES = 64 << 20
 MAX_OPCODES = 6_000_000

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from weightguard.checkpoint.files import CheckpointFile
-from weightguard.checkpoint.names import counted
 from weightguard.errors import CheckpointError, malformed
+from weightguard.units import counted
 
 MAX_RECORDS = 1 << 18
 MAX_DIRECTORY_BYTES = 64 << 20

@@ -1,11 +1,15 @@
-"""Numbers as people read them."""
+"""Numbers as people read them, in messages and in what commands print."""
 
 from __future__ import annotations
 
 
 def counted(number: int, noun: str) -> str:
-    """Return "1 finding" or "2 findings"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    """Return "1 finding" or "2 findings", "1 entry" or "2 entries"."""
+    if number == 1:
+        return f"1 {noun}"
+    ies = noun.endswith("y") and noun[-2] not in "aeou"
+    plural = f"{noun[:-1]}ies" if ies else f"{noun}s"
+    return f"{number:,} {plural}"
 
 
 def byte_size(nbytes: float) -> str:
