@@ -70,7 +70,7 @@ class Casebook:
     def take(self, deviations: Iterable[Deviation], sound: Iterable[Place] = ()) -> list[Incident]:
         """Strike what is sound, and take down deviations that are not known; return the new."""
         with self._lock:
-            for place in sound:
+            for place in sound if len(self._ledger) else ():
                 self._strike(place)
             return [
                 self._enter(deviation.finding, deviation)

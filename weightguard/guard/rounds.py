@@ -43,6 +43,7 @@ class Rounds:
         self._stepping = threading.Lock()
         self._asked: list[Run] = []
         self._pass_ends = False
+        self._since_step = 0
 
     def renew_lock(self) -> None:
         """After a fork: the thread that may have held the lock is not there any more."""
@@ -67,24 +68,32 @@ class Rounds:
         _, verified = self._check_all(scrubber, groups)
         if scrubber.position.passes > passes:
             self._full_pass()
+        self._since_step += verified
         return verified
 
     def step(self, nbytes: int) -> None:
-        """Check what a forward pass pays for; of a device's memory, a pass later.
+        """Have ``nbytes`` checked from one forward pass to the next: this one pays for the rest.
 
-        Nothing more is asked for while the device has not answered what was asked for before.
+        What the background thread checked meanwhile counts, so that nothing is paid for twice. Of
+        a device's memory a later pass judges what this one asks for, and nothing more is asked for
+        until it has answered.
         """
+        rest = nbytes - self._since_step
         if not self.scrubber.baseline.distant:
-            self.some(nbytes)
+            if rest > 0:
+                self.some(rest)
         elif self._stepping.acquire(blocking=False):  # else another thread's pass is at it
             try:
-                self._step(self.scrubber, nbytes)
+                self._step(self.scrubber, rest)
             finally:
                 self._stepping.release()
+        self._since_step = 0
 
     def _step(self, scrubber: Scrubber, nbytes: int) -> None:
         asked, self._asked = self._asked, []
         for run in asked:
+            if scrubber.baseline.tensors.get(run.entry.tensor.name) is not run.entry:
+                continue  # asked for before an update
             if run.sums.ready():
                 self._look_at(scrubber, self._judge(scrubber, run)[1])
             else:
@@ -93,6 +102,9 @@ class Rounds:
             return
         if self._pass_ends:
             self._full_pass()
+            self._pass_ends = False
+        if nbytes <= 0:
+            return
         passes = scrubber.position.passes
         if scrubber.position.done == 0:
             self._settle(scrubber, scrubber.survey)

@@ -23,10 +23,10 @@ DEFAULT_REACTIONS: tuple[Reaction, ...] = ("log", "metrics", "repair")
 class Settings:
     """How a guard works.
 
-    ``name`` is what reports call the model. ``step_bytes`` are checked before each forward pass,
-    and ``pace`` is that of the background thread, None for none. ``threads`` seal.
-    ``declared`` says of which attested bytes live tensors are made up, by name, and which of them
-    several processes verify together.
+    ``name`` is what reports call the model. ``pace`` is that of the background thread, None for
+    none. ``step_bytes`` are checked from one forward pass to the next; the pass pays for what the
+    thread did not reach meanwhile. ``threads`` seal. ``declared`` says of which attested bytes live
+    tensors are made up, by name, and which of them several processes verify together.
     """
 
     name: str = "model"

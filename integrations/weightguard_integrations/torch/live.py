@@ -194,14 +194,19 @@ class TorchAdapter:
         module: nn.Module | None = self._root
         merged: list[str] = []
         for part in path:
-            merged += getattr(module, "merged_adapters", None) or ()
+            merged += _merged(module)
             module = module and module._modules.get(part)
-        merged += getattr(module, "merged_adapters", None) or ()
+        merged += _merged(module)
         return ",".join(merged)
 
 
 def _told(hearing: Hearing, prefix: str, names: Sequence[str], found: Sequence[Finding]) -> None:
     hearing([prefix + name for name in names], found)
+
+
+def _merged(module: nn.Module | None) -> Sequence[str]:
+    """Return the adapters merged into a module; not by getattr, which is slow at failing."""
+    return () if module is None else module.__dict__.get("merged_adapters") or ()
 
 
 def root_of(model: nn.Module) -> nn.Module:

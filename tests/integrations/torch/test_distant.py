@@ -120,6 +120,23 @@ def test_no_forward_pass_waits(model: nn.Module) -> None:
     assert rules(guard) == ["WG901"]
 
 
+def test_what_was_asked_before_an_update_is_not_judged_by_what_came_after(model: nn.Module) -> None:
+    guard = Guard(Watched(model), settings=Settings(on_incident=[], step_bytes=1 << 30))
+    guard.pin([Pinned("1.weight", 10, 12)])
+    guard.step()
+    with guard.update():
+        model[0].weight.mul_(2)
+        del model[1]
+        model.append(nn.Linear(900, 7).bfloat16())
+    for _ in range(3):
+        guard.step()
+    assert rules(guard) == ["WG903"]
+    poke(model[0].weight, 5, 4)
+    guard.step()
+    guard.step()
+    assert rules(guard) == ["WG903", "WG901"]
+
+
 def test_pinned_bytes_are_compared_a_pass_later(model: nn.Module) -> None:
     guard = Guard(Watched(model), settings=Settings(on_incident=[]))
     guard.pin([Pinned("1.weight", 10, 12)])
