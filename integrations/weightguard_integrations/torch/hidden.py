@@ -63,8 +63,9 @@ class HiddenWeights:
             except Exception:  # noqa: BLE001 - a class that cannot be saved
                 size = None
             else:
-                parts = {_memory(part): nbytes_of(part) for part in _tensors(state, MAX_DEPTH)}
-                size = sum(parts.values()) or None
+                # all at once: those of a state are made anew, and would take each other's address
+                parts = [*_tensors(state, MAX_DEPTH)]
+                size = sum({_memory(part): nbytes_of(part) for part in parts}.values()) or None
             known = self._sizes[name] = (value, size)
         return known[1]
 
