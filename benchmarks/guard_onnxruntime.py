@@ -1,36 +1,53 @@
-"""What guarding an ONNX Runtime session costs, and what its canary alone would find.
+"""What guarding an ONNX Runtime session costs, what it finds, and that it says nothing else.
 
-    python benchmarks/guard_onnxruntime.py [--quick]
+    python benchmarks/guard_onnxruntime.py [--quick] [--model NAME] [--part costs|flips|alarms]
 
-Runs of guarded and plain sessions alternate, one thread each; a ratio is that of the CPU time of
-all threads of the process over one pair, and of pairs the median is shown. The noise floor is the
-same ratio for two plain sessions: what differs by less is not measured.
+costs   Runs of guarded and plain sessions alternate, one thread each; a ratio is that of the CPU
+        time of all threads of the process over one pair, and of pairs the median is shown. The
+        noise floor is the same ratio for two plain sessions: what differs by less is not measured.
+flips   2,000 bits flipped in packed weights, to be found, located and repaired; then what the
+        canary alone finds of flips in live weights, and in what the runtime keeps out of reach.
+alarms  2,500 requests of varied shapes in all modes, on one and two threads, two at a time, by
+        every way to run: everything that is said of them is a false alarm.
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
+import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from tests.integrations.onnxruntime.flips import flip_and_repair, packed
 from tests.integrations.onnxruntime.real_onnx import REAL
+from tests.integrations.onnxruntime.varied import MODES, serve
 from weightguard import Manifest, fingerprint
-from weightguard.guard import LiveTensor, Settings
+from weightguard.guard import LiveTensor, Pace, Settings
 from weightguard_integrations.onnxruntime import GuardedSession
-from weightguard_integrations.onnxruntime.canary import Feed
+from weightguard_integrations.onnxruntime.canary import Feed, recorded
+from weightguard_integrations.onnxruntime.graphs import initializers, raw_bytes
+from weightguard_integrations.onnxruntime.source import RUNTIME_ERRORS
 
 STEP_BYTES = 256 << 10
+MEMORY_BYTES = 12 << 30
+FLIPS_OUT_OF_REACH = 20
+"""Few: some make shapes that take minutes to compute with."""
 QUIET = Settings(on_incident=())
+PARTS = ("costs", "flips", "alarms")
+FULL = (51, 150, 2000, 2500)
+"""Pairs of runs; flips for the canary alone; flips to be repaired; runs without damage."""
 BITS = {"bits 31-8 of a word": (8, 32), "bits 7-0 of a word": (0, 8)}
 
 
@@ -79,8 +96,7 @@ def seconds(function: Callable[[], object], times: int = 3) -> float:
 
 
 def request(session: GuardedSession) -> Feed:
-    watch = session._watch
-    assert watch is not None
+    watch = session._loaded.watch
     return watch._feeds[0]
 
 
@@ -140,14 +156,23 @@ def load_times(path: Path, cache: str, manifest: Manifest) -> None:
     )
 
 
+def repairs(path: Path, cache: str, manifest: Manifest, flips: int) -> None:
+    settings = Settings(on_incident=("repair",))
+    with GuardedSession(
+        path, mode="sealed", cache=cache, manifest=manifest, canary_share=0, settings=settings
+    ) as session:
+        found = flip_and_repair(session, flips, seed=7)
+        print(f"    packed weights: {found} of {flips} flips found, located and repaired")
+
+
 def canary_alone(path: Path, cache: str, flips: int) -> None:
     """Flip bits of live weights and see whether the canary answers differently."""
     session = GuardedSession(
         path, options(), mode="sealed", cache=cache, canary_share=0, settings=QUIET
     )
-    regions = session._memory.regions.values()
+    regions = session.adapter.memory.regions.values()
     forms = {
-        "packed": [r.tensor for r in regions if r.form == "packed"],
+        "packed": packed(session),
         "other": [r.tensor for r in regions if r.form == "plain" and r.tensor.dtype.name == "F32"],
     }
     for form, tensors in forms.items():
@@ -159,8 +184,7 @@ def canary_alone(path: Path, cache: str, flips: int) -> None:
 def seen_by_canary(
     session: GuardedSession, tensors: list[LiveTensor], bits: tuple[int, int], seed: int
 ) -> bool:
-    generator, watch = np.random.default_rng(seed), session._watch
-    assert watch is not None
+    generator, watch = np.random.default_rng(seed), session._loaded.watch
     weights = np.array([tensor.nbytes for tensor in tensors], float)
     tensor = tensors[generator.choice(len(tensors), p=weights / weights.sum())]
     bit = int(generator.integers(*bits))
@@ -172,19 +196,82 @@ def seen_by_canary(
     return seen
 
 
+def out_of_reach(path: Path, cache: str, flips: int) -> None:
+    """Flip bits of what the runtime keeps to itself, before it reads them, and run the canary."""
+    with GuardedSession(path, options(), mode="sealed", cache=cache, settings=QUIET) as session:
+        runtime, watch = session._sealed, session._loaded.watch
+        kept = {name for name, nbytes in runtime.model.entry.inline if nbytes}
+        generator = np.random.default_rng(9)
+        seen = 0
+        for _ in range(flips):
+            model = onnx.ModelProto.FromString(runtime.model.graph)
+            inline = [tensor for name, tensor in initializers(model.graph) if name in kept]
+            sizes = np.array([len(raw_bytes(tensor)) for tensor in inline], float)
+            tensor = inline[generator.choice(len(inline), p=sizes / sizes.sum())]
+            data = bytearray(raw_bytes(tensor))
+            data[generator.integers(len(data))] ^= 1 << int(generator.integers(8))
+            for field in ("int32_data", "int64_data", "float_data", "raw_data"):
+                tensor.ClearField(field)
+            tensor.raw_data = bytes(data)
+            try:
+                with runtime.making() as own, bounded_memory():
+                    own.log_severity_level = 4
+                    damaged = ort.InferenceSession(model.SerializeToString(), own)
+                    answers = recorded(lambda feed, s=damaged: s.run(None, feed), watch._feeds)
+                seen += answers != watch._outputs
+            except RUNTIME_ERRORS:
+                seen += 1
+    nbytes = int(sizes.sum())
+    print(f"    canary alone, {nbytes} bytes out of reach: {seen} of {flips} flips found")
+
+
+@contextmanager
+def bounded_memory() -> Iterator[None]:
+    """Have a shape that became absurd fail, not take the machine's memory."""
+    former = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, former)
+
+
+def alarms(name: str, path: Path, cache: str, runs: int) -> None:
+    """Count what is said of a session in all modes while it serves undamaged."""
+    manifest = fingerprint(path, file_digests=True)
+    said: list[str] = []
+    for seed, (threads, mode) in enumerate(MODES):
+        made = ort.SessionOptions()
+        made.intra_op_num_threads = threads
+        settings = Settings(on_incident=(), step_bytes=STEP_BYTES, pace=Pace(rate=100 << 20))
+        with GuardedSession(
+            path, made, mode=mode, manifest=manifest, cache=cache, settings=settings
+        ) as session:
+            said += serve(session, name, runs // len(MODES), seed)
+    print(f"    {len(said)} false alarms in {runs} runs {' '.join(said[:8])}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer pairs and flips")
+    parser.add_argument("--quick", action="store_true", help="fewer pairs, flips and runs")
     parser.add_argument("--model", choices=REAL, action="append", help="only these")
+    parser.add_argument("--part", choices=PARTS, action="append", help="only these")
     arguments = parser.parse_args()
-    pairs, flips = (11, 20) if arguments.quick else (51, 150)
+    pairs, flips, packed_flips, runs = (11, 20, 200, 400) if arguments.quick else FULL
     print(f"onnxruntime {ort.__version__}, {platform.machine()}, one thread, {pairs} pairs")
     for name in arguments.model or REAL:
         path = REAL[name]()
-        print(f"  {name}, {path.stat().st_size / 1e6:.1f} MB")
+        print(f"  {name}, {path.stat().st_size / 1e6:.1f} MB", flush=True)
         with tempfile.TemporaryDirectory() as cache:
-            costs(path, cache, fingerprint(path), pairs)
-            canary_alone(path, cache, flips)
+            for part in arguments.part or PARTS:
+                if part == "costs":
+                    costs(path, cache, fingerprint(path), pairs)
+                elif part == "flips":
+                    repairs(path, cache, fingerprint(path), packed_flips)
+                    canary_alone(path, cache, flips)
+                    out_of_reach(path, cache, FLIPS_OUT_OF_REACH)
+                else:
+                    alarms(name, path, cache, runs)
 
 
 if __name__ == "__main__":

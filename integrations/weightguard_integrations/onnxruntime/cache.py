@@ -23,6 +23,7 @@ import msgspec
 from weightguard.errors import WeightguardError
 from weightguard.private import make_private, user_cache
 from weightguard.tensor import DTYPES
+from weightguard_integrations.onnxruntime.eviction import DEFAULT_LIMIT, Held, evict
 from weightguard_integrations.onnxruntime.layout import DATA_NAME, Extent
 
 SCHEMA = "weightguard-sealed-onnx-v1"
@@ -75,11 +76,11 @@ def default_folder() -> Path:
 
 
 class Cache:
-    """Entries in one folder."""
+    """Entries in one folder, of ``limit`` bytes together, but for those in use."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, limit: int = DEFAULT_LIMIT):
         """Make the folder where it is missing; raise WeightguardError where it is not private."""
-        self.folder = folder
+        self.folder, self.limit = folder, limit
         make_private(folder, "Give cache= another one, or mode='inplace'")
 
     def obtain(
@@ -96,6 +97,13 @@ class Cache:
                 if not place.is_dir() or not _loaded(place, load):
                     self._build(place, build)
                     load(place)
+                    self._evict()
+
+    def _evict(self) -> None:
+        try:
+            evict(self.folder, DATA_NAME, self.limit)
+        except OSError as error:
+            raise _unusable(self.folder, error) from error
 
     def _build(self, place: Path, build: Callable[[Path], None]) -> None:
         try:
@@ -160,6 +168,14 @@ class Cache:
                 shutil.rmtree(folder, ignore_errors=True)
         except OSError as error:
             raise _unusable(self.folder, error) from error
+
+
+def held(place: Path) -> Held:
+    """Return what keeps an entry from being evicted while it lives; raises StaleEntry."""
+    try:
+        return Held(place / DATA_NAME)
+    except OSError as error:
+        raise StaleEntry(f"{DATA_NAME} cannot be opened: {error.strerror}") from error
 
 
 def read_entry(place: Path, key: str) -> Entry:

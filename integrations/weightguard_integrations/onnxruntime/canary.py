@@ -128,6 +128,8 @@ def given(canary: Feed | Sequence[Feed]) -> tuple[Feed, ...]:
     feeds = [canary] if isinstance(canary, Mapping) else list(canary)
     if not feeds:
         raise WeightguardError("an empty canary proves nothing: give at least one input")
+    if not all(isinstance(feed, Mapping) for feed in feeds):
+        raise WeightguardError("a canary is {name: array}, or a list of such")
     return tuple({name: np.array(value) for name, value in feed.items()} for feed in feeds)
 
 
@@ -154,8 +156,16 @@ def chosen(
 
 
 def stable(run: Callable[[Feed], Outputs], feeds: Sequence[Feed]) -> tuple[str, ...]:
-    """Return a digest of the outputs for each feed; raise WeightguardError where they vary."""
-    outputs = recorded(run, feeds)
+    """Return a digest of the outputs for each feed.
+
+    Raises WeightguardError where they vary, and where the model does not run on a feed.
+    """
+    try:
+        outputs = recorded(run, feeds)
+    except Exception as error:
+        raise WeightguardError(
+            f"the model does not run on the canary that was given: {error!s:.300}"
+        ) from error
     if recorded(run, feeds) != outputs:
         raise WeightguardError(
             "the model answers the same inputs differently each time, so nothing can be proved by "

@@ -15,7 +15,9 @@ class SessionCoverage(msgspec.Struct, frozen=True):
     ``live`` weights are watched as they are in the graph that runs, ``packed`` ones in the form
     that a kernel made of them. ``folded`` are the bytes of model weights that no live weight is
     named after: the optimiser made others of them. ``unreachable`` bytes run from copies that
-    nothing can read, so that only the canary watches them.
+    nothing can read, so that only the canary watches them. ``untaken`` counts packed bytes
+    that are watched, but lie on branches that no run of the canary took: that they are what runs
+    was not shown, and the canary tells nothing of them. The gaps of ``guard`` name them.
     """
 
     mode: str
@@ -23,6 +25,7 @@ class SessionCoverage(msgspec.Struct, frozen=True):
     packed: int
     folded: int
     unreachable: int
+    untaken: int
     guard: LiveCoverage
 
 
@@ -39,5 +42,6 @@ def session_coverage(
         packed=sizes["packed"],
         folded=0 if entry is None else entry.folded[1],
         unreachable=guard.unreachable + guard.copied,
+        untaken=sum(r.tensor.nbytes for r in memory.regions.values() if not r.read),
         guard=guard,
     )

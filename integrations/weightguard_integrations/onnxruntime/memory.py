@@ -20,13 +20,15 @@ class Region:
 
     ``account`` says how its bytes follow from the model's, where that is declared and checked;
     None where they should equal a tensor of the manifest. ``form``: ``plain`` as in the model,
-    ``packed`` by a kernel for itself, or the ``source`` that something was packed from.
+    ``packed`` by a kernel for itself, or the ``source`` that something was packed from. ``read``
+    says whether a run of the canary was seen to read it.
     """
 
     tensor: LiveTensor
     account: str | None = None
     writable: bool = True
     form: Form = "plain"
+    read: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +43,23 @@ class Memory:
 class SessionAdapter:
     """Reads and repairs the weights of a session, which may be rebuilt at any time."""
 
-    def __init__(self, memory: Callable[[], Memory]):
-        """``memory`` returns the live weights of the session as it is now."""
-        self._memory = memory
+    def __init__(self, memory: Memory):
+        """``memory`` holds the live weights of the session as it is now; set it anew with that."""
+        self.memory = memory
         self._hooks: list[Callable[[], None]] = []
 
     def tensors(self) -> Sequence[LiveTensor]:
         """See Adapter."""
-        return [region.tensor for region in self._memory().regions.values()]
+        return [region.tensor for region in self.memory.regions.values()]
 
     def describe(self, name: str) -> LiveTensor | None:
         """See Adapter."""
-        region = self._memory().regions.get(name)
+        region = self.memory.regions.get(name)
         return None if region is None else region.tensor
 
     def read(self, name: str, start: int, stop: int) -> memoryview:
         """See Adapter; the view keeps the session's memory."""
-        memory = self._memory()
+        memory = self.memory
         tensor = self._region(memory, name).tensor
         if not 0 <= start <= stop <= tensor.nbytes:
             raise AdapterError(f"{name!r} has {tensor.nbytes} bytes, not {start}:{stop}")
@@ -69,7 +71,7 @@ class SessionAdapter:
 
     def write(self, name: str, start: int, data: bytes) -> None:
         """See Writable."""
-        memory = self._memory()
+        memory = self.memory
         region = self._region(memory, name)
         if not region.writable:
             raise AdapterError(f"the memory of {name!r} is mapped read-only")
@@ -89,11 +91,11 @@ class SessionAdapter:
 
     def gaps(self) -> Sequence[Gap]:
         """See Incomplete."""
-        return self._memory().gaps
+        return self.memory.gaps
 
     def account(self, name: str) -> str | None:
         """See Accounting."""
-        region = self._memory().regions.get(name)
+        region = self.memory.regions.get(name)
         return None if region is None else region.account
 
     def _region(self, memory: Memory, name: str) -> Region:

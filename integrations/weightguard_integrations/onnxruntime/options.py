@@ -11,7 +11,10 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 
 import onnxruntime as ort
 
+from weightguard.checkpoint import Checkpoint
 from weightguard.errors import WeightguardError
+from weightguard_integrations.onnxruntime.entries import DECIDING, OTHER, REFUSED
+from weightguard_integrations.onnxruntime.overrides import Overrides, overrides_in, refuse_files
 
 CPU = "CPUExecutionProvider"
 
@@ -30,47 +33,32 @@ OTHER_ATTRIBUTES = (
     "use_per_session_threads",
 )  # fmt: skip
 
-DECIDING = (
-    "mlas.disable_kleidiai", "mlas.enable_gemm_fastmath_arm64_bfloat16", "mlas.use_lut_gemm",
-    "optimization.disable_specified_optimizers", "optimization.enable_cast_chain_elimination",
-    "optimization.enable_gelu_approximation", "optimization.minimal_build_optimizations",
-    "session.disable_aot_function_inlining", "session.disable_double_qdq_remover",
-    "session.disable_prepacking", "session.disable_qdq_constant_folding",
-    "session.enable_dq_matmulnbits_fusion", "session.enable_quant_qdq",
-    "session.enable_quant_qdq_cleanup", "session.graph_optimizations_loop_level",
-    "session.qdq_matmulnbits_accuracy_level", "session.qdq_matmulnbits_block_size",
-    "session.qdqisint8allowed", "session.set_denormal_as_zero", "session.x64quantprecision",
-)  # fmt: skip
-"""Configuration entries that change graphs, packing or arithmetic."""
-
-OTHER = (
-    "ep.cpu.use_arena", "session.allow_released_opsets_only", "session.disable_cpu_ep_fallback",
-    "session.dynamic_block_base", "session.force_spinning_stop",
-    "session.inter_op.allow_spinning", "session.intra_op.allow_spinning",
-    "session.intra_op_thread_affinities", "session.load_model_format",
-    "session.record_ep_graph_assignment_info", "session.strict_shape_type_inference",
-    "session.use_device_allocator_for_initializers", "session.use_env_allocators",
-    "session.use_ort_model_bytes_directly",
-)  # fmt: skip
-"""Configuration entries that do not."""
+_NONE = Overrides()
 
 
 def required_providers(providers: Sequence[Any] | None) -> list[Any]:
-    """Return the providers asked for; raises WeightguardError for one that is missing.
+    """Return the providers asked for, each once; raises WeightguardError for one that is missing.
 
     onnxruntime itself would go on with others.
     """
     if not providers:
         return [CPU]
+    if isinstance(providers, str):
+        raise WeightguardError(f"providers are a list: give [{providers!r:.100}]")
     available = ort.get_available_providers()
-    names = [entry[0] if isinstance(entry, tuple) else entry for entry in providers]
-    missing = [name for name in names if name not in available]
+    wanted = {provider_name(provider): provider for provider in reversed(providers)}
+    missing = [name for name in wanted if name not in available]
     if missing:
         raise WeightguardError(
             f"onnxruntime has no {missing[0]!r:.100} here: install the package that has it, or "
             f"choose of {', '.join(available)}"
         )
-    return list(providers)
+    return list(reversed(wanted.values()))
+
+
+def provider_name(provider: Any) -> Any:
+    """Return the name of a provider, given by it alone or with options."""
+    return provider[0] if isinstance(provider, tuple) and provider else provider
 
 
 def chosen_mode(mode: str | None, providers: Sequence[Any]) -> Mode:
@@ -78,7 +66,7 @@ def chosen_mode(mode: str | None, providers: Sequence[Any]) -> Mode:
 
     Raises WeightguardError for one that there is not, or not here.
     """
-    mappable = list(providers) == [CPU] and sys.platform == "linux"
+    mappable = [provider_name(p) for p in providers] == [CPU] and sys.platform == "linux"
     if mode is None:
         return "sealed" if mappable else "opaque"
     if mode not in get_args(Mode):
@@ -93,41 +81,68 @@ def chosen_mode(mode: str | None, providers: Sequence[Any]) -> Mode:
 class Recipe:
     """Makes options for one session after the other, all alike."""
 
-    def __init__(self, given: Options):
+    def __init__(self, given: Options, overrides: Overrides = _NONE):
         """``given`` is copied as far as options can be read; a callable is called instead.
 
-        Raises WeightguardError for options that a copy would be wrong about.
+        ``overrides`` are what was read of them for one model. Raises WeightguardError for options
+        that a copy would be wrong about, or that lead away from what is verified.
         """
-        self._make: Callable[[], ort.SessionOptions] | None = None
-        if callable(given):
-            self._make = given
-        else:
-            self._given = ort.SessionOptions() if given is None else given
-            if self._given.has_providers():
-                raise WeightguardError(_CALLABLE.format("providers that were added to them"))
-        own = self._given if self._make is None else self._make()
-        if own.optimized_model_filepath:
+        self._given, self._overrides = given, overrides
+        own = self._own()
+        if not callable(given) and own.has_providers():
+            raise WeightguardError(_CALLABLE)
+        refused = [key for key in REFUSED if (entry(own, key) or "0") not in _HARMLESS]
+        if own.optimized_model_filepath or refused:
             raise WeightguardError(
-                "options of a guarded session name no optimized_model_filepath: it would hold what "
-                "was written before the session was verified"
+                f"options of a guarded session set no {(*refused, 'optimized_model_filepath')[0]}: "
+                "what runs is made of the verified files alone"
             )
 
-    def fresh(self, entries: Mapping[str, str] | None = None) -> ort.SessionOptions:
-        """Return options of their own, with further configuration entries."""
-        options = self._copied() if self._make is None else self._make()
+    def fitted(self, checkpoint: Checkpoint) -> Recipe:
+        """Return the recipe for one model: with the dimensions that the options fix.
+
+        Raises WeightguardError where they replace initializers of the model.
+        """
+        if self._given is None:
+            return self
+        if callable(self._given):
+            refuse_files(self._own(), checkpoint)
+        return Recipe(self._given, overrides_in(self._own(), checkpoint))
+
+    def fresh(
+        self, entries: Mapping[str, str] | None = None, *, profiled: bool = False
+    ) -> ort.SessionOptions:
+        """Return options of their own, with further configuration entries.
+
+        Without profiling, unless they are for the session that serves and so ``profiled``.
+        """
+        options = self._own() if callable(self._given) else self._copied()
+        options.enable_profiling &= profiled
         for key, value in (entries or {}).items():
             options.add_session_config_entry(key, value)
         return options
 
+    def _own(self) -> ort.SessionOptions:
+        """Return the options that were given, or made."""
+        made = self._given() if callable(self._given) else self._given
+        if made is None and self._given is None:
+            made = ort.SessionOptions()
+        if not isinstance(made, ort.SessionOptions):
+            raise WeightguardError(
+                f"sess_options are onnxruntime.SessionOptions or make them, not {made!r:.100}"
+            )
+        return made
+
     def _copied(self) -> ort.SessionOptions:
-        options = ort.SessionOptions()
+        options, given = ort.SessionOptions(), self._own()
         for name in (*DECIDING_ATTRIBUTES, *OTHER_ATTRIBUTES):
-            if hasattr(self._given, name):
-                setattr(options, name, getattr(self._given, name))
+            if hasattr(given, name):
+                setattr(options, name, getattr(given, name))
         for key in (*DECIDING, *OTHER):
-            value = entry(self._given, key)
+            value = entry(given, key)
             if value is not None:
                 options.add_session_config_entry(key, value)
+        self._overrides.give(options)
         return options
 
     def described(self) -> dict[str, str]:
@@ -135,11 +150,16 @@ class Recipe:
         options = self.fresh()
         found = {n: str(getattr(options, n)) for n in DECIDING_ATTRIBUTES if hasattr(options, n)}
         entries = {key: value for key in DECIDING if (value := entry(options, key)) is not None}
-        return found | entries
+        fixed = self._overrides.names + self._overrides.denotations
+        return found | entries | {f"free dimension {name}": str(n) for name, n in fixed}
 
+
+_HARMLESS = ("0", "ONNX")
+"""Values of refused entries that ask for nothing."""
 
 _CALLABLE = (
-    "these options hold {}, which cannot be copied: give sess_options a callable that makes them"
+    "these options hold providers that were added to them, which cannot be copied: give "
+    "sess_options a callable that makes them"
 )
 
 

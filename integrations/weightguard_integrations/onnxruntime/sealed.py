@@ -27,10 +27,12 @@ from weightguard_integrations.onnxruntime.cache import (
     Cache,
     Entry,
     StaleEntry,
+    held,
     read_entry,
     read_private,
 )
 from weightguard_integrations.onnxruntime.canary import Feed
+from weightguard_integrations.onnxruntime.eviction import Held
 from weightguard_integrations.onnxruntime.layout import DATA_NAME, Extent
 from weightguard_integrations.onnxruntime.mappings import (
     Mapping,
@@ -53,19 +55,21 @@ class SealedModel:
     entry: Entry
     graph: bytes
     feeds: tuple[Feed, ...]
+    held: Held
 
     @classmethod
     def read(cls, place: Path, key: str) -> SealedModel:
         """Read an entry; raises StaleEntry."""
+        in_use = held(place)
         entry = read_entry(place, key)
         graph = read_private(place / GRAPH_NAME, MAX_GRAPH_BYTES, entry.graph)
         feeds = canaries.decoded(read_private(place / CANARY_NAME, MAX_CANARY_BYTES, entry.canary))
-        return cls(place, entry, graph, feeds)
+        return cls(place, entry, graph, feeds, in_use)
 
 
-def sealed_options(recipe: Recipe, folder: Path) -> ort.SessionOptions:
+def sealed_options(recipe: Recipe, folder: Path, *, profiled: bool = False) -> ort.SessionOptions:
     """Return options that load a sealed graph as it stands, with weights in ``folder``."""
-    options = recipe.fresh({FOLDER_ENTRY: str(folder)})
+    options = recipe.fresh({FOLDER_ENTRY: str(folder)}, profiled=profiled)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options
 
@@ -84,7 +88,7 @@ class SealedRuntime:
         """Yield options to make a session with in the block. Raises StaleEntry."""
         nested = self.model.entry.nested
         with self._cache.own_name(self.model.place, copied=nested) as folder:
-            yield sealed_options(self._recipe, folder)
+            yield sealed_options(self._recipe, folder, profiled=True)
             self._mappings = mappings_of(folder / DATA_NAME)
             self._generation += 1
 
@@ -99,7 +103,7 @@ class SealedRuntime:
 
     def verify(self, memory: Memory) -> None:
         """Raise StaleEntry where mapped bytes are not those that were sealed."""
-        adapter = SessionAdapter(lambda: memory)
+        adapter = SessionAdapter(memory)
         for extent in self.model.entry.extents:
             if extent.name not in memory.regions:
                 continue
@@ -132,7 +136,14 @@ def locate(entry: Entry, mappings: Sequence[Mapping], owner: object, generation:
 
 _NOT_MAPPED = "the runtime made a copy of it and unmapped the file"
 _IN_GRAPH = "the runtime reads it while it builds the graph and keeps a copy of its own"
-_NOT_READ = "the canary's runs did not read it: kernels hold a copy, or its branch was not taken"
+_NOT_READ = (
+    "the canary's runs did not read it: kernels hold a copy, or it lies on a branch that they did "
+    "not take, and canary= inputs should"
+)
+_NOT_TAKEN = (
+    "packed, and checked where it lies, but the canary's runs did not read it: give canary= inputs "
+    "that take its branch"
+)
 
 
 def _where(extent: Extent, mappings: Sequence[Mapping]) -> tuple[int, bool] | None:
@@ -156,19 +167,23 @@ def _account(entry: Entry, extent: Extent) -> str:
 def prove(memory: Memory, mappings: Sequence[Mapping], run: Callable[[], object]) -> Memory:
     """Run the canary and return the memory without what is not live; gaps say what that is.
 
-    Packed bytes have no reader but their kernel. What they were packed from is dropped where
-    nothing else reads it. Any other weight is live if the run read it.
+    Packed bytes have no reader but their kernel: they stay, and are a gap of unknown size where
+    the run did not read them. What they were packed from is dropped where nothing else reads it.
+    Any other weight is live if the run read it.
     """
     forget_accesses(mappings)
     run()
     live, unread = {}, []
     for name, region in memory.regions.items():
         tensor = region.tensor
-        if region.form == "packed" or accessed_pages(tensor.token.storage, tensor.nbytes):
+        if accessed_pages(tensor.token.storage, tensor.nbytes):
             live[name] = region
+        elif region.form == "packed":
+            live[name] = replace(region, read=False)
+            unread.append(Gap(name, "copied", None, _NOT_TAKEN))
         elif region.form == "plain":
             unread.append(Gap(name, "copied", tensor.nbytes, _NOT_READ))
-    return replace(memory, regions=live, gaps=(*memory.gaps, *unread))
+    return replace(memory, regions=live, gaps=(*unread, *memory.gaps))
 
 
 class SealedFile:

@@ -44,6 +44,7 @@ from weightguard_integrations.onnxruntime.source import (
     graph_bytes,
     identity_of,
     open_model,
+    parsed,
     readable_failure,
     require_sound,
 )
@@ -69,6 +70,7 @@ class Order:
     weights: str | None
     options: dict[str, str]
     feeds: tuple[Feed, ...] | None
+    recipe: Recipe
 
 
 def order_of(
@@ -80,6 +82,7 @@ def order_of(
 ) -> Order:
     """Return what to seal for the model at ``path``, from the content of all of its files."""
     with open_model(path, private=False) as checkpoint:
+        recipe = recipe.fitted(checkpoint)
         digests = digests_of(checkpoint)
         graph = digests[checkpoint.files[0].name].sha256
     model = identity_of(digests)
@@ -96,14 +99,13 @@ def order_of(
         "canary": canaries.identity(feeds),
         "variant": variant,
     }
-    return Order(key_of(parts), model, graph, weights, options, feeds)
+    return Order(key_of(parts), model, graph, weights, options, feeds, recipe)
 
 
 def fill(
     order: Order,
     path: str | os.PathLike[str],
     manifest: Manifest | None,
-    recipe: Recipe,
     work: Path,
 ) -> None:
     """Verify the model at ``path`` in private copies of its files, and write its entry.
@@ -116,16 +118,16 @@ def fill(
                 "the model's files changed while they were read: load from files that are at rest"
             )
         require_sound(checkpoint, manifest)
-        seal_model(checkpoint, recipe, order, work)
+        seal_model(checkpoint, order, work)
 
 
-def seal_model(checkpoint: Checkpoint, recipe: Recipe, order: Order, work: Path) -> None:
+def seal_model(checkpoint: Checkpoint, order: Order, work: Path) -> None:
     """Optimise and pack the model of private copies, and write an entry into ``work``.
 
     Raises WeightguardError where onnxruntime cannot, where no canary runs, or where the sealed
     model answers it otherwise than the plain one.
     """
-    graph = graph_bytes(checkpoint)
+    graph, recipe = graph_bytes(checkpoint), order.recipe
     feeds, outputs = _answered(_compile(checkpoint, graph, recipe, work), graph, order.feeds)
     relaid, sealed = _relay(work, recipe, feeds, outputs)
     live = {extent.source for extent in relaid.extents} | {name for name, _ in relaid.inline}
@@ -151,7 +153,7 @@ def _answered(
 
     feeds = given
     if feeds is None:
-        feeds = canaries.chosen(run, plain.get_inputs(), onnx.ModelProto.FromString(graph))
+        feeds = canaries.chosen(run, plain.get_inputs(), parsed(graph))
     return feeds, canaries.stable(run, feeds)
 
 

@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import onnx
 import onnxruntime as ort
 import onnxruntime.capi.onnxruntime_pybind11_state as states
+from google.protobuf.message import DecodeError
 
 from weightguard.audit import verify_opened
 from weightguard.catalogue import Severity
@@ -91,6 +93,16 @@ def graph_bytes(checkpoint: Checkpoint) -> bytes:
     """Return the content of the graph file."""
     graph = checkpoint.files[0]
     return graph.read(0, graph.size, limit=MAX_GRAPH_BYTES)
+
+
+def parsed(graph: bytes) -> onnx.ModelProto:
+    """Return the graph in the onnx package's own objects; raises WeightguardError."""
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(graph)
+    except DecodeError as error:
+        raise WeightguardError(f"the graph file is malformed: {error!s:.300}") from error
+    return model
 
 
 @contextmanager

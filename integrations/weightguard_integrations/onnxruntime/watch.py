@@ -38,10 +38,14 @@ class CanaryWatch:
         self._run, self._feeds, self._outputs, self._share = run, feeds, outputs, share
         self._lock = threading.Lock()
         self._due, self._last_alarm = 0.0, -CHECK_AFTER_EXCEPTION
+        self._suspicion: str | None = None
         forks.watch(self)
 
     def run_if_due(self, guard: Guard) -> None:
-        """Run the canary if the budget allows it by now."""
+        """Follow up a suspicion, and run the canary if the budget allows it by now."""
+        suspicion, self._suspicion = self._suspicion, None
+        if suspicion is not None:
+            self.alarm(guard, suspicion)
         if self._share and time.monotonic() >= self._due:
             self.run(guard)
 
@@ -84,15 +88,19 @@ class CanaryWatch:
         wrong = sum(a != b for a, b in zip(answers, self._outputs, strict=True))
         return f"{wrong} of {len(answers)} runs have other outputs, bit by bit, than at load"
 
-    def alarm(self, guard: Guard, error: Exception) -> None:
+    def suspect(self, error: str) -> None:
+        """Have the next run follow up a kernel that failed in a thread of the runtime's own."""
+        self._suspicion = error
+
+    def alarm(self, guard: Guard, error: str) -> None:
         """Take a kernel that failed as a sign of damage, unless everything else is sound."""
-        if _KERNEL_FAILED not in str(error):
+        if _KERNEL_FAILED not in error:
             return  # the runtime refused the input before it ran anything
         sound = self.run(guard)
         if time.monotonic() - self._last_alarm >= CHECK_AFTER_EXCEPTION:
             self._last_alarm = time.monotonic()
             sound = not guard.check().findings and sound
-        message = f"{type(error).__name__}: {error!s:.300}" + (_SOUND if sound else "")
+        message = f"{error:.300}" + (_SOUND if sound else "")
         severity = Severity.INFO if sound else Severity.ERROR
         place = Place("session", aspect="run")
         guard.report_incident(place, finding(RUNTIME_EXCEPTION, message, severity=severity))

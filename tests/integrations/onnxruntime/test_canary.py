@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,8 +36,8 @@ def load(tmp_path: Path) -> Callable[..., GuardedSession]:
 
 
 def feeds_of(session: GuardedSession) -> tuple[canaries.Feed, ...]:
-    assert session._watch is not None
-    return tuple(session._watch._feeds)
+    assert session._loaded.watch is not None
+    return tuple(session._loaded.watch._feeds)
 
 
 def codes(session: GuardedSession) -> list[str]:
@@ -204,7 +205,7 @@ def test_a_wrong_answer_has_all_weights_checked_and_repaired(
     session = load(perceptron(), mode=mode, canary_share=1e-9)
     clean = session.run(None, X)[0]
     session.adapter.write("bias", 3, b"\x7e")
-    session._watch._due = 0  # type: ignore[union-attr]
+    session._loaded.watch._due = 0  # type: ignore[union-attr]
     # the run that finds the damage is itself right already
     assert np.array_equal(session.run(None, X)[0], clean)
     assert codes(session) == ["WG906", "WG901", "WG907"]
@@ -216,7 +217,7 @@ def test_a_policy_may_raise(load: Callable[..., GuardedSession]) -> None:
     session = load(perceptron(), settings=settings, canary_share=1e-9)
     session.run(None, X)
     session.adapter.write("bias", 3, b"\x7e")
-    session._watch._due = 0  # type: ignore[union-attr]
+    session._loaded.watch._due = 0  # type: ignore[union-attr]
     for _ in range(2):
         with pytest.raises(IntegrityError) as caught:
             session.run(None, X)
@@ -226,7 +227,7 @@ def test_a_policy_may_raise(load: Callable[..., GuardedSession]) -> None:
 def test_the_budget_is_kept(load: Callable[..., GuardedSession]) -> None:
     share = 0.2
     session = load(perceptron(), canary_share=share)
-    watch = session._watch
+    watch = session._loaded.watch
     assert watch is not None
     spent, runs = 0.0, 0
     original = watch._run
@@ -266,13 +267,36 @@ def test_a_kernel_that_fails_over_damage_is_found_out(
     session = load(picker(), sess_options=unfolded())
     feed = {"ids": np.arange(400)}
     clean = session.run(None, feed)[0]
-    assert "picks" in session._memory.regions
+    assert "picks" in session.adapter.memory.regions
     session.adapter.write("picks", 8 * 300 + 6, b"\x01")
     with pytest.raises(Exception, match="indices element out of data bounds"):
         session.run(None, feed)
     assert "WG901" in codes(session)
     assert "WG907" in codes(session)
     assert np.array_equal(session.run(None, feed)[0], clean)
+
+
+def test_a_kernel_that_fails_in_another_thread_is_followed_up(
+    load: Callable[..., GuardedSession],
+) -> None:
+    options = unfolded()
+    options.intra_op_num_threads = 2
+    session = load(picker(), sess_options=options)
+    feed = {"ids": np.arange(400)}
+    clean = session.run(None, feed)[0]
+    session.adapter.write("picks", 8 * 300 + 6, b"\x01")
+    done, errors = threading.Event(), []
+
+    def take(_results: object, _data: object, error: str) -> None:
+        errors.append(error)
+        done.set()
+
+    session.run_async(None, feed, take, None)
+    assert done.wait(60)
+    assert "indices element out of data bounds" in errors[0]
+    assert codes(session) == []
+    assert np.array_equal(session.run(None, feed)[0], clean), "the next run follows it up first"
+    assert {"WG901", "WG907", "WG909"} <= set(codes(session))
 
 
 def unfolded() -> ort.SessionOptions:

@@ -51,8 +51,8 @@ class SealedSubject:
 class InplaceSubject(SealedSubject):
     def renew(self) -> None:
         """There is no rebuilding: count a version, as a caller's own loading into buffers would."""
-        memory: Memory = self.session._memory
-        self.session._memory = replace(
+        memory: Memory = self.session.adapter.memory
+        self.session.adapter.memory = replace(
             memory,
             regions={
                 name: replace(region, tensor=replace(region.tensor, token=following(region)))

@@ -39,7 +39,7 @@ def flip(session: GuardedSession, name: str, byte: int = 3, mask: int = 0x40) ->
 
 def test_every_kind_of_weight_is_covered(load: Callable[..., GuardedSession]) -> None:
     session = load(everything())
-    forms = {name: region.form for name, region in session._memory.regions.items()}
+    forms = {name: region.form for name, region in session.adapter.memory.regions.items()}
     packed = {name.split("@")[0] for name, form in forms.items() if form == "packed"}
     assert packed >= {"dense", "integers", "quantised", "lstm_w", "lstm_r"}
     nested = {name.split("/")[-1] for name in packed}
@@ -76,7 +76,7 @@ def test_flips_in_every_region_show_in_the_answers(load: Callable[..., GuardedSe
 
 def test_reads_show_page_by_page(load: Callable[..., GuardedSession]) -> None:
     session = load(everything())
-    regions = session._memory.regions
+    regions = session.adapter.memory.regions
 
     def read(choice: bool) -> set[str]:
         assert session._sealed is not None
@@ -93,21 +93,39 @@ def test_reads_show_page_by_page(load: Callable[..., GuardedSession]) -> None:
     assert "else_weight" in read(False)
 
 
-def test_a_weight_that_no_run_reads_is_no_covered_weight(
+def test_weights_on_branches_that_no_canary_takes_are_gaps(
     load: Callable[..., GuardedSession],
 ) -> None:
     made = everything()
     session = load(made, canary={"ids": np.arange(4), "choice": np.array(True)})
-    copied = {g.name.split("/")[-1] for g in session.coverage().guard.gaps if g.kind == "copied"}
-    assert copied == {"else_bias"}
-    # packed weights are their kernel's own: the branch that no canary takes is watched
+    gaps = {g.name.split("/")[-1]: g for g in session.coverage().guard.gaps if g.kind == "copied"}
+    assert {name: gap.nbytes for name, gap in gaps.items()} == {
+        "else_bias": 4 * WIDTH, "else_weight@Gemm": None
+    }  # fmt: skip
+    assert all("canary=" in gap.reason for gap in gaps.values())
+    assert session.coverage().untaken == next(
+        t.nbytes for t in session.adapter.tensors() if "else_weight@" in t.name
+    )
+    (said, *_) = [i.finding for i in session.incidents if i.code == "WG916"]
+    assert "canary=" in said.message
+    assert len(said.evidence["names"]) == 2
+    assert session.status().state == State.HEALTHY.value
+    # packed weights are their kernel's own: they are watched all the same
     feed = {"ids": np.arange(4), "choice": np.array(False)}
     clean = session.run(None, feed)[0]
     name = next(t.name for t in session.adapter.tensors() if "else_weight@" in t.name)
     flip(session, name)
+    assert session.run_canary()
     assert not np.array_equal(session.run(None, feed)[0], clean)
     assert session.check().findings == ()
     assert np.array_equal(session.run(None, feed)[0], clean)
+
+
+def test_where_every_branch_is_taken_nothing_is_untaken(
+    load: Callable[..., GuardedSession],
+) -> None:
+    coverage = load(everything()).coverage()
+    assert coverage.untaken == coverage.guard.unknown == 0
 
 
 def test_damage_is_repaired_and_the_answers_return(load: Callable[..., GuardedSession]) -> None:
@@ -214,7 +232,9 @@ def test_small_weights_stay_where_the_graph_needs_them(
     feed = {"x": np.ones((2, 8), np.float32)}
     plain = ort.InferenceSession(made.SerializeToString())
     assert np.array_equal(session.run(None, feed)[0], plain.run(None, feed)[0])
-    named = {gap.name for gap in session.coverage().guard.gaps} | set(session._memory.regions)
+    named = {gap.name for gap in session.coverage().guard.gaps} | set(
+        session.adapter.memory.regions
+    )
     assert named >= {"scales", "gain"}
 
 

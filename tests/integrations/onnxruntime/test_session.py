@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,19 +148,26 @@ def test_a_closed_session_runs_unguarded(session: GuardedSession) -> None:
     session.close()
 
 
-def test_a_forked_child_may_let_go_of_a_session(sealed: Callable[..., GuardedSession]) -> None:
+@pytest.mark.parametrize("settings", [Settings(), Settings(pace=Pace(rate=1 << 20))])
+def test_a_forked_child_may_let_go_of_a_session(
+    sealed: Callable[..., GuardedSession], settings: Settings
+) -> None:
     """onnxruntime waits for the threads of a session that ends, and a child has not got them."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 3
-    session = sealed(sess_options=options)
+    session, gone = (sealed(sess_options=options, settings=settings) for _ in range(2))
     session.run(None, X)
+    gone.rebuild()
+    gc.disable()  # a guard with a thread is garbage of which the runtime's session hangs
+    del gone
     threading.Event().wait(0.3)  # until the threads have stopped spinning and wait
     child = os.fork()
     if child == 0:
         del session
         gc.collect()
         os._exit(0)
-    for _ in range(500):
+    gc.enable()
+    for _ in range(3000):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             break
@@ -169,6 +177,23 @@ def test_a_forked_child_may_let_go_of_a_session(sealed: Callable[..., GuardedSes
         os.waitpid(child, 0)
         pytest.fail("the child hangs")
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_a_session_that_goes_gives_its_memory_back(
+    sealed: Callable[..., GuardedSession],
+) -> None:
+    session = sealed(settings=Settings(step_bytes=1 << 20))
+    session.run(None, X)
+    runtime = weakref.ref(session._sess)
+    del session
+    assert runtime() is None
+    paced = sealed(settings=Settings(pace=Pace(rate=1 << 20)))
+    runtime = weakref.ref(paced._sess)
+    threads = threading.active_count()
+    del paced
+    gc.collect()
+    assert runtime() is None
+    assert threading.active_count() == threads - 1
 
 
 def test_it_is_not_pickled(session: GuardedSession) -> None:
