@@ -1,6 +1,6 @@
 """Minutes of requests to a guarded server whose live memory is being damaged all the time.
 
-    python benchmarks/soak_serving.py [--seconds 300] [--every 8] [--clients 2]
+    python benchmarks/soak_serving.py [--seconds 300] [--every 15] [--clients 2]
 
 Starts examples/serve_fastapi.py with SmolLM2-135M-Instruct as a process of its own, asks it over
 HTTP, and damages its weights at random moments: single bits anywhere, top exponent bits, and
@@ -147,7 +147,7 @@ def soak(server: LiveServer, seconds: float, every: float, count: int) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--every", type=float, default=8, help="seconds between damages")
+    parser.add_argument("--every", type=float, default=15, help="seconds between damages")
     parser.add_argument("--clients", type=int, default=2)
     told = parser.parse_args()
     folder = smollm2_folder()
