@@ -97,9 +97,8 @@ def made_for(model: nn.Module, manifest: Manifest) -> TorchGuard:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_damage_is_heard_a_step_later_and_undone(manifest: Manifest, compiled: bool) -> None:
+    torch._dynamo.reset()  # code compiled for another Llama would be reused, without hooks
     model = llama().eval()
-    calibration = manifest.document.calibration
-    assert calibration is not None
     made = made_for(model, manifest)
     run = torch.compile(model, fullgraph=True, backend="eager") if compiled else model
     with torch.inference_mode():
@@ -131,9 +130,11 @@ def test_the_last_pass_is_read_without_another(manifest: Manifest) -> None:
     made.close()
     with guard(model, manifest, scrub="1kB/s", step_budget=0, canary=None) as made:
         made.pin(())
+        ends = time.monotonic() + 60
+        while not made.status().passes and time.monotonic() < ends:
+            time.sleep(0.01)  # the next slice comes in an hour
         weight.view(torch.int16).numpy()[3, 4] = 0x7E00
         model(TOKENS, use_cache=False)
-        ends = time.monotonic() + 30
         while "WG905" not in codes(made) and time.monotonic() < ends:
             time.sleep(0.02)
     assert codes(made)[-3:] == ["WG905", "WG901", "WG907"]
