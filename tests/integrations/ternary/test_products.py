@@ -72,7 +72,7 @@ def test_the_largest_sums_are_exact(isa: str, kind: type, sign: int) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_activations_of_any_number_format(data: st.DataObject) -> None:
     rows, columns = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 70))
     seed = data.draw(st.integers(0, 2**32 - 1))
