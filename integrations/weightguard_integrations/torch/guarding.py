@@ -163,6 +163,8 @@ class TorchGuard(Guard):
         except IntegrityError:
             return False  # the forward pass raised what is known already
         except Exception as error:
+            if self.closed:
+                return False  # it was closed meanwhile, and checks no more
             LOGGER.exception("the canary could not run")
             message = f"the canary raised {type(error).__name__}: {error}"[:500]
             self.report_incident(_CANARY, finding(RUNTIME_EXCEPTION, message))

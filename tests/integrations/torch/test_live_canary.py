@@ -106,15 +106,15 @@ def test_a_model_that_fails_is_an_incident_and_not_an_exception(manifest: Manife
 
 
 def test_it_runs_by_itself_and_an_update_records_it_again(manifest: Manifest) -> None:
-    model = llama().eval()
+    model, factor = llama().eval(), [1.0]
+    model.model.norm.register_forward_hook(lambda module, inputs, out: out * factor[0])
     with guard(model, manifest, scrub=None, canary="20ms", on_incident=("metrics",)) as made:
         with made.update(), torch.no_grad():
             model.lm_head.weight.mul_(2)
-        handle = model.model.norm.register_forward_hook(lambda module, inputs, out: out * 1.25)
+        factor[0] = 1.25  # hooks that come or go while the canary runs would end its pass
         ends = time.monotonic() + 20
         while "WG906" not in codes(made) and time.monotonic() < ends:
             time.sleep(0.02)
-        handle.remove()
     assert codes(made) == ["WG903", "WG906"]
 
 
