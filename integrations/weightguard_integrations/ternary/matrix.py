@@ -134,7 +134,8 @@ class PackedMatrix:
         """Return x times the transposed weights, [..., N] for x of shape [..., K].
 
         x and ``out`` are float32, float16 or bfloat16, NumPy arrays or torch tensors on the CPU;
-        the result is of x's kind and number format unless ``out`` is given. Each token is quantised
+        the result is of x's kind and number format unless ``out`` is given; x is copied where
+        ``out`` overlaps it. Each token is quantised
         to int8 by its greatest magnitude (at least 1e-5), the products are exact integers, and
         one multiplication by the two scales ends it. A token with NaN or an infinity gives NaN.
 
@@ -153,7 +154,11 @@ class PackedMatrix:
         rows, columns = self.shape
         source = operands.activations(x, columns)
         shape = (*source.array.shape[:-1], rows)
-        target = operands.new_output(source, shape) if out is None else operands.output(out, shape)
+        if out is None:
+            target = operands.new_output(source, shape)
+        else:
+            target = operands.output(out, shape)
+            source = operands.apart(source, target)
         tokens = math.prod(shape[:-1])
 
         def product(bits: tuple[Drill, ...] = ()) -> bytes | None:

@@ -52,6 +52,21 @@ def activations(x: Array, columns: int) -> Operand:
     return Operand(x, x.__array_interface__["data"][0], number)
 
 
+def apart(x: Operand, out: Operand) -> Operand:
+    """Return x in memory that ``out`` does not reach: a copy where they overlap.
+
+    A product that is computed again must find the activations that it found at first.
+    """
+    ahead = x.address + x.array.nbytes <= out.address
+    if ahead or out.address + out.array.nbytes <= x.address:
+        return x
+    if is_torch(x.array):
+        tensor = x.array.clone()
+        return Operand(tensor, tensor.data_ptr(), x.number)
+    array = np.array(x.array, order="C")
+    return Operand(array, array.__array_interface__["data"][0], x.number)
+
+
 def new_output(x: Operand, shape: tuple[int, ...]) -> Operand:
     """Return fresh memory of ``shape``, of x's kind and number format."""
     if is_torch(x.array):
