@@ -38,14 +38,16 @@ def activations(x: Array, columns: int) -> Operand:
     """Return x, of shape [..., columns], contiguous; a copy where it is not.
 
     Raises TypeError for what is no array of a known number format on the CPU, ValueError for
-    another last dimension.
+    another last dimension, and for tensors whose memory does not hold them.
     """
     number = _number(x, "x")
     if not x.ndim or x.shape[-1] != columns:
         raise ValueError(f"x has shape {tuple(x.shape)}; its last dimension must be {columns}")
     if is_torch(x):
-        if not x.is_contiguous():
-            x = x.detach().contiguous()
+        if x.is_neg() or not x.is_contiguous():
+            x = x.detach().resolve_neg().contiguous()
+        if x.data_ptr() % x.element_size():
+            x = x.detach().clone()
         return Operand(x, x.data_ptr(), number)
     if not (x.flags.c_contiguous and x.flags.aligned):
         x = np.array(x, order="C")
@@ -88,6 +90,10 @@ def output(out: Array, shape: tuple[int, ...]) -> Operand:
     if is_torch(out):
         if not out.is_contiguous():
             raise ValueError("out must be contiguous")
+        if out.is_neg():
+            raise ValueError("out is a negated view of other memory; name memory of its own")
+        if out.data_ptr() % out.element_size():
+            raise ValueError("out must be aligned")
         if out.requires_grad:
             raise ValueError("out must not require a gradient: products have none")
         return Operand(out, out.data_ptr(), number)
@@ -106,18 +112,39 @@ def fill_nan(out: Operand, tokens: list[int]) -> None:
 
 def _number(array: Array, what: str) -> int:
     if is_torch(array):
-        if type(array).__name__ not in ("Tensor", "Parameter"):
-            raise TypeError(f"{what} is a {type(array).__name__}, whose memory is not its own")
-        if not array.is_cpu:
-            raise TypeError(f"{what} is on {array.device}; the kernel runs on the CPU")
-        if array.layout.__repr__() != "torch.strided":
-            raise TypeError(f"{what} must be a dense tensor, not {array.layout}")
+        _require_memory(array, what)
     elif not isinstance(array, np.ndarray):
         raise TypeError(f"{what} must be a NumPy array or torch tensor, not {type(array).__name__}")
+    elif isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{what} is a masked array; fill what is masked")
     number = _number_of(array.dtype)
     if number is None:
         raise TypeError(f"{what} is {_name(array.dtype)}; it must be {', '.join(NUMBERS)}")
     return number
+
+
+def _require_memory(tensor: Array, what: str) -> None:
+    """Raise TypeError and ValueError for tensors whose elements are not all in memory here."""
+    torch = sys.modules["torch"]
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        raise TypeError(f"{what} is a {type(tensor).__name__}, whose memory is not its own")
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or torch._is_functional_tensor(
+        tensor
+    ):
+        raise TypeError(
+            f"{what} belongs to a transform (vmap, grad, functionalize); products have none"
+        )
+    if not tensor.is_cpu:
+        raise TypeError(f"{what} is on {tensor.device}; the kernel runs on the CPU")
+    if tensor.layout != torch.strided or tensor.is_nested:
+        raise TypeError(f"{what} must be a dense tensor, not nested or {tensor.layout}")
+    if not tensor.numel():
+        return
+    storage = tensor.untyped_storage()
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    reach = tensor.storage_offset() + sum((n - 1) * step for n, step in steps) + 1
+    if reach * tensor.element_size() > storage.nbytes() or not storage.data_ptr():
+        raise ValueError(f"{what} has {storage.nbytes()} bytes of memory, too few for its shape")
 
 
 @functools.cache  # asked for twice a product, and slower to tell than a small product to compute
