@@ -25,6 +25,7 @@ from weightguard_integrations.ternary.attested import (
     read_attested,
     require_same_names,
 )
+from weightguard_integrations.ternary.kept import require_places
 from weightguard_integrations.ternary.packed import PackedTernary
 
 WEIGHTS, MANIFEST = "model.safetensors", "model.weightguard.json"
@@ -128,13 +129,10 @@ def _layer(name: str, form: Any, parts: dict[str, NDArray[np.uint8]]) -> tuple[P
     matrix = PackedTernary.from_packed(parts["packed"], scale, (rows, columns), digits, name=name)
     if "kept_index" not in parts:
         return matrix, []
-    codes = matrix.unpack()
-    places = parts["kept_index"].view("<i8").reshape(-1, 2).tolist()
+    index = parts["kept_index"].view("<i8").reshape(-1, 2)
+    require_places(matrix, index)
     values = parts["kept_value"].view("<f4").tolist()
-    for row, column in places:
-        if not (0 <= row < rows and 0 <= column < columns) or codes[row, column]:
-            raise ValueError("it keeps a weight that it does not have, or that is packed, too")
-    kept = zip(places, values, strict=True)
+    kept = zip(index.tolist(), values, strict=True)
     return matrix, [(row, column, value) for (row, column), value in kept]
 
 

@@ -22,13 +22,14 @@ Action: TypeAlias = Literal["raised", "marked", "recomputed", "repaired"]
 
 
 class Alarm(enum.IntFlag):
-    """What disagreed in a product, a bit each; the kernel's values."""
+    """What disagreed in a product, a bit each: the kernel's values, and kept weights."""
 
     WEIGHTS = 1
     ACTIVATIONS = 2
     SEAL = 4
     SCALES = 8
     TOKEN_SCALE = 16
+    KEPT = 32
 
     @property
     def words(self) -> list[str]:
@@ -42,6 +43,7 @@ _WORDS = {
     Alarm.SEAL: "activations against their seal",
     Alarm.SCALES: "scales against their sum",
     Alarm.TOKEN_SCALE: "token scale against its copy",
+    Alarm.KEPT: "kept weights against their copy",
 }
 
 
@@ -89,6 +91,22 @@ def stored_finding(layer: str, geometry: Geometry, ref: BlockRef, diagnosis: Dia
         block=None if scales else ref.block,
         row=changes[0]["row"] if changes else None,
         evidence={"changes": changes},
+    )
+
+
+def kept_finding(layer: str, changes: Sequence[tuple[int, int, int]]) -> Finding:
+    """Return WG921 for kept weights: number, row and column of each that changed."""
+    return finding(
+        STORED,
+        "weights kept in full precision changed since they were packed",
+        tensor=layer,
+        row=changes[0][1] if changes else None,
+        evidence={
+            "changes": [
+                {"kept": number, "row": row, "columns": [column]}
+                for number, row, column in changes[:MAX_LISTED]
+            ]
+        },
     )
 
 

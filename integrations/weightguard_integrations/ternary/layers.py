@@ -18,7 +18,8 @@ from weightguard import WeightguardError
 from weightguard.guard import Hearing
 from weightguard_integrations.ternary.folder import read_others, read_packed
 from weightguard_integrations.ternary.imports import absmean, as_float32
-from weightguard_integrations.ternary.live import PARTS
+from weightguard_integrations.ternary.kept import KEPT_INDEX, KEPT_PARTS, KEPT_VALUE, KeptWeights
+from weightguard_integrations.ternary.live import PACKED, PARTS, SCALE
 from weightguard_integrations.ternary.matrix import OnFault, PackedMatrix, Verify
 from weightguard_integrations.ternary.packed import PackedInt8, PackedTernary
 
@@ -26,10 +27,10 @@ from weightguard_integrations.ternary.packed import PackedInt8, PackedTernary
 class PackedWeight(nn.Module):
     """The packed matrix of a layer and its weights in full precision, as buffers.
 
-    ``packed`` and ``scale`` share the kernel's memory, whatever is done to the module: who guards
-    live tensors guards what runs. ``kept_index`` (int64 [n, 2]: row, column) and ``kept_value``
-    (float32 [n]) are there only if weights are kept. None is saved with a state: a packed layer
-    is made anew from attested weights.
+    ``packed`` and ``scale`` share the kernel's memory, ``kept_index`` (int64 [n, 2]: row, column)
+    and ``kept_value`` (float32 [n]), there only if weights are kept, that of ``kept``, whatever is
+    done to the module: who guards live tensors guards what runs. None is saved with a state: a
+    packed layer is made anew from attested weights.
     """
 
     packed: torch.Tensor
@@ -39,33 +40,39 @@ class PackedWeight(nn.Module):
 
     def __init__(self, matrix: PackedMatrix, kept: Sequence[tuple[int, int, float]] = ()):
         super().__init__()
-        self.matrix, self.kept = matrix, len(kept)
+        self.matrix = matrix
+        self.kept = KeptWeights(matrix, kept) if kept else None
         self._share()
-        if kept:
-            index = torch.tensor([place for *place, _ in kept])
-            values = torch.tensor([value for *_, value in kept], dtype=torch.float32)
-            self.register_buffer("kept_index", index, persistent=False)
-            self.register_buffer("kept_value", values, persistent=False)
 
     def _share(self) -> None:
-        matrix = self.matrix
-        for name, array in (("packed", matrix.groups), ("scale", matrix.scales)):
+        arrays = {PACKED: self.matrix.groups, SCALE: self.matrix.scales}
+        if self.kept is not None:
+            arrays |= {KEPT_INDEX: self.kept.index, KEPT_VALUE: self.kept.value}
+        for name, array in arrays.items():
             self.register_buffer(name, torch.from_numpy(array), persistent=False)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        """Casts and moves of the model leave the matrix where the kernel reads it."""
+        """Casts and moves of the model leave all where it is read at each use."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._share()
         return self
 
     def witness(self, hearing: Hearing) -> Callable[[], None]:
         """See ``weightguard.guard.Witness``: what products with this matrix found."""
-        return self.matrix.witness(partial(hearing, PARTS))
+        parts = PARTS if self.kept is None else PARTS + KEPT_PARTS
+        return self.matrix.witness(partial(hearing, parts))
 
-    def add_kept(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Add the products of the weights in full precision to ``y``."""
-        rows, columns = self.kept_index.unbind(1)
-        y.index_add_(-1, rows, (x[..., columns].float() * self.kept_value).to(y.dtype))
+    def add_kept(self, x: torch.Tensor, y: torch.Tensor, verify: Verify, on_fault: OnFault) -> None:
+        """Add the products of the weights in full precision to ``y``, as ``KeptWeights.use``."""
+        if self.kept is None:
+            return
+        weights = self.kept.use(x.shape[:-1].numel(), verify, on_fault)
+        if weights is None:
+            y.fill_(torch.nan)
+            return
+        index, value = map(torch.from_numpy, weights)
+        rows, columns = index.unbind(1)
+        y.index_add_(-1, rows, (x[..., columns].float() * value).to(y.dtype))
 
 
 class TernaryLinear(nn.Module):
@@ -124,15 +131,14 @@ class TernaryLinear(nn.Module):
             x = self.norm(x)
         x = x.detach()
         y: torch.Tensor = self.packed.linear(x, verify=self.verify, on_fault=self.on_fault)
-        if self.weight.kept:
-            self.weight.add_kept(x, y)
+        self.weight.add_kept(x, y, self.verify, self.on_fault)
         return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:
         """What print(model) shows of this layer."""
         return (
             f"{self.in_features}, {self.out_features}, {self.packed.kind}, verify={self.verify}, "
-            f"kept={self.weight.kept}"
+            f"kept={len(self.weight.kept or ())}"
         )
 
 
