@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,11 @@ def tiny_bitnet(kind: str, mode: str) -> BitNetForCausalLM:
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
         bos_token_id=1, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
-    model = BitNetForCausalLM(config).eval()
+    return with_bitnet_layers(BitNetForCausalLM(config).eval(), kind, mode)
+
+
+def with_bitnet_layers(model: Any, kind: str, mode: str) -> Any:
+    """The model with transformers' own ternary layers in place of its projections."""
     masters = {n: m.weight.detach().clone() for n, m in model.named_modules() if linear(n, m)}
     quantisation = BitNetQuantConfig(linear_class=kind, quantization_mode=mode)
     replace_with_bitnet_linear(model, ["lm_head"], quantisation)
@@ -143,6 +148,27 @@ def test_kept_weights_and_bias(dtype: torch.dtype) -> None:
     assert (rest[..., [n for n in range(24) if n != 3]] == 0).all()
     with pytest.raises(ValueError, match="no weight"):
         TernaryLinear.from_linear(source, keep=[(24, 0)])
+
+
+@pytest.mark.real
+@pytest.mark.proof
+def test_logits_of_a_real_model_agree_with_transformers(claim: Callable[[str], None]) -> None:
+    """Two layers of SmolLM2, each projection ternary: theirs in floats, ours in integers."""
+    folder = smollm2_folder()
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, num_hidden_layers=2)
+    model = with_bitnet_layers(loaded, "autobitlinear", "offline")
+    tokens = AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt").input_ids
+    expected = model(tokens).logits
+    assert len(replace_bitlinear(model)) == 14
+    logits = model(tokens).logits
+    difference = (logits - expected).abs().max().item() / expected.abs().max().item()
+    same = (logits.argmax(-1) == expected.argmax(-1)).float().mean().item()
+    claim(
+        f"SmolLM2's first two layers, ternary: logits differ by at most {difference:.1e} of the "
+        f"greatest, argmax equal in {same:.0%} of {tokens.numel()} tokens"
+    )
+    assert difference < 0.01
+    assert same == 1
 
 
 @pytest.mark.real
