@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 try:
     from weightguard_integrations.ternary import _native as native
@@ -16,7 +17,7 @@ __all__ = ["available_isas", "isa", "native", "num_threads", "select_isa", "set_
 
 ISA_VARIABLE = "WEIGHTGUARD_TERNARY_ISA"
 THREADS_VARIABLE = "WEIGHTGUARD_TERNARY_THREADS"
-"""Read by the kernel when it is first used; without it, all processors of this process."""
+"""Without it, all processors of this process."""
 
 
 def available_isas() -> tuple[str, ...]:
@@ -45,9 +46,20 @@ def num_threads() -> int:
 
 
 def set_num_threads(threads: int) -> None:
-    """Let products use up to ``threads`` threads, 1 to 256. Raises ValueError beyond."""
+    """Let products use up to ``threads`` threads, 1 to 256. Raises TypeError, ValueError."""
+    if not isinstance(threads, int):
+        raise TypeError(f"threads is a {type(threads).__name__}; it must be a whole number")
     native.set_thread_count(threads)
 
 
-if ISA_VARIABLE in os.environ:
-    select_isa(os.environ[ISA_VARIABLE])
+def _obey(variable: str, choose: Callable[[str], None]) -> None:
+    """Raise ValueError that names the variable if its value is none; empty is not set."""
+    if value := os.environ.get(variable):
+        try:
+            choose(value)
+        except ValueError as error:
+            raise ValueError(f"environment variable {variable}={value!r:.40}: {error}") from error
+
+
+_obey(ISA_VARIABLE, select_isa)
+_obey(THREADS_VARIABLE, lambda value: set_num_threads(int(value)))
