@@ -42,13 +42,17 @@ def ternarize(
     """
     from contextlib import ExitStack
 
-    from weightguard import Manifest
+    from weightguard import Manifest, WeightguardError
     from weightguard.units import counted
     from weightguard_cli.escape import escape_name
     from weightguard_cli.output import deliver
     from weightguard_cli.progress import ProgressBar
     from weightguard_cli.status import CLEAN
-    from weightguard_integrations.ternary.ternarize import ternarize as run
+
+    try:
+        from weightguard_integrations.ternary.ternarize import ternarize as run
+    except ImportError as error:
+        raise WeightguardError(str(error)) from error
 
     with ExitStack() as stack:
         given = stack.enter_context(Manifest.read(manifest)) if manifest else None

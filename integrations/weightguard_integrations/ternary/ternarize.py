@@ -65,6 +65,8 @@ def ternarize(
     target = Path(out)
     if os.path.lexists(target):
         raise WeightguardError(f"{str(target)!r} exists already; name a new folder.")
+    if not target.parent.is_dir():
+        raise WeightguardError(f"{str(target.parent)!r} is no folder; make it first.")
     kept = _confirmed(manifest) if keep_super_weights else {}
     with (
         open_checkpoint(source) as checkpoint,
@@ -119,6 +121,10 @@ def _convert(
 
 def _floats(tensor: TensorView, data: NDArray[np.uint8]) -> NDArray[np.float32] | None:
     """Return a float matrix as float32, None for what is none."""
+    if "embed" in tensor.name.removesuffix(".weight").rpartition(".")[2]:
+        raise WeightguardError(
+            f"{tensor.name!r:.200} is looked up, not multiplied with: name layers without it."
+        )
     if len(tensor.shape) != 2 or 0 in tensor.shape or tensor.dtype.name not in FLOATS:
         return None
     values = as_values(tensor, data)
