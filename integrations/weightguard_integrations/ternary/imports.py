@@ -20,6 +20,8 @@ def as_float32(weight: Array) -> NDArray[np.float32]:
 
     Raises TypeError for other numbers, ValueError for other shapes, NaN and infinities.
     """
+    if is_torch(weight) and weight.is_meta:
+        raise TypeError("weights are on meta: they have no values")
     values = weight.detach().float().cpu().numpy() if is_torch(weight) else np.asarray(weight)
     if values.dtype.name not in ("float32", "float16", "bfloat16"):
         raise TypeError(f"weights are {values.dtype}; they must be float32, float16 or bfloat16")

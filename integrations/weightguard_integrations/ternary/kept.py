@@ -59,8 +59,10 @@ class KeptWeights:
 
     @property
     def triples(self) -> list[tuple[int, int, float]]:
-        """(row, column, value) as they are now."""
-        places = zip(self.index.tolist(), self.value.tolist(), strict=True)
+        """(row, column, value) of each; raises IntegrityError if one is not as it was."""
+        self.use(0, "always", "raise")
+        kept = _split(self._copy)
+        places = zip(kept.places.tolist(), kept.values.tolist(), strict=True)
         return [(row, column, value) for (row, column), value in places]
 
     def use(self, tokens: int, verify: Verify, on_fault: OnFault) -> Weights | None:

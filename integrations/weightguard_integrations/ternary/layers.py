@@ -5,9 +5,11 @@ Needs the extra ``torch``; the package itself does not import this module.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -16,11 +18,11 @@ from torch import nn
 
 from weightguard import WeightguardError
 from weightguard.guard import Hearing
-from weightguard_integrations.ternary.folder import read_others, read_packed
+from weightguard_integrations.ternary.folder import WEIGHTS, read_others, read_packed
 from weightguard_integrations.ternary.imports import absmean, as_float32
 from weightguard_integrations.ternary.kept import KEPT_INDEX, KEPT_PARTS, KEPT_VALUE, KeptWeights
 from weightguard_integrations.ternary.live import PACKED, PARTS, SCALE
-from weightguard_integrations.ternary.matrix import OnFault, PackedMatrix, Verify
+from weightguard_integrations.ternary.matrix import OnFault, PackedMatrix, Verify, require_words
 from weightguard_integrations.ternary.packed import PackedInt8, PackedTernary
 
 
@@ -57,6 +59,19 @@ class PackedWeight(nn.Module):
         self._share()
         return self
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copied layer reads a matrix of its own."""
+        kept = () if self.kept is None else self.kept.triples
+        made = type(self)(copy.deepcopy(self.matrix, memo), kept).train(self.training)
+        memo[id(self)] = made
+        return made
+
+    def _save_to_state_dict(self, *_: Any) -> None:
+        raise TypeError(
+            f"{self.matrix.name:.200} is packed: its weights are not saved with a state. Keep "
+            "the folder of `weightguard ternarize`, or the model from which it was packed."
+        )
+
     def witness(self, hearing: Hearing) -> Callable[[], None]:
         """See ``weightguard.guard.Witness``: what products with this matrix found."""
         parts = PARTS if self.kept is None else PARTS + KEPT_PARTS
@@ -92,6 +107,11 @@ class TernaryLinear(nn.Module):
         on_fault: OnFault = "raise",
     ):
         super().__init__()
+        if not isinstance(packed, PackedMatrix):
+            raise TypeError(f"packed is a {type(packed).__name__}, not a packed matrix")
+        require_words(verify, on_fault)
+        if bias is not None and bias.shape != packed.shape[:1]:
+            raise ValueError(f"bias has shape {tuple(bias.shape)} for {packed.shape[0]} outputs")
         self.weight = PackedWeight(packed, kept)
         self.verify, self.on_fault = verify, on_fault
         self.out_features, self.in_features = packed.shape
@@ -126,7 +146,12 @@ class TernaryLinear(nn.Module):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the product, in x's dtype; raises IntegrityError as ``PackedMatrix.linear``."""
+        """Return the product, in x's dtype; raises IntegrityError as ``PackedMatrix.linear``.
+
+        Raises TypeError while torch.jit traces, which would keep the outputs as constants.
+        """
+        if torch._C._get_tracing_state() is not None:
+            raise TypeError("a packed layer cannot be traced: its kernel is no torch operation")
         if self.norm is not None:
             x = self.norm(x)
         x = x.detach()
@@ -152,6 +177,10 @@ def load_ternary(
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    if not (Path(folder) / WEIGHTS).is_file():
+        raise WeightguardError(
+            f"{os.fspath(folder)!r:.200} is no folder of `weightguard ternarize`"
+        )
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -201,11 +230,11 @@ def replace_bitlinear(
 
     The linear layers named in ``int8`` (``lm_head``, say) become int8 under the same check.
     Returns the names of what was replaced. Raises ValueError for weights that are not ternary,
-    and for names of ``int8`` that are no linear layer.
+    and for names of ``int8`` that are no linear layer; then nothing was replaced.
     """
     options: dict[str, Any] = {"verify": verify, "on_fault": on_fault}
     wanted = set(int8)
-    replaced = []
+    made = {}
     for name, module in list(model.named_modules()):
         make = _MAKERS.get(type(module).__name__)
         if name in wanted:
@@ -214,11 +243,12 @@ def replace_bitlinear(
             make = _int8
             wanted.discard(name)
         if make is not None:
-            model.set_submodule(name, make(module, name, options))
-            replaced.append(name)
+            made[name] = make(module, name, options)
     if wanted:
         raise ValueError(f"the model has no layer {sorted(wanted)[0]!r:.100}")
-    return replaced
+    for name, layer in made.items():
+        model.set_submodule(name, layer)
+    return list(made)
 
 
 def _int8(module: Any, name: str, options: dict[str, Any]) -> TernaryLinear:

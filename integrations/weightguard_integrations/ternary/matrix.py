@@ -32,6 +32,8 @@ Watcher: TypeAlias = Callable[[Sequence[Finding]], None]
 
 ON_FAULT: tuple[OnFault, ...] = ("raise", "mark", "recompute", "repair")
 INCIDENTS_KEPT = 1000
+MOST_COLUMNS = {True: 1 << 18, False: 1 << 16}
+"""Of ternary and of int8 weights: sums of more might leave 32 bits."""
 MAX_DIGITS = 40
 """More than any check vector needs."""
 
@@ -99,6 +101,8 @@ class PackedMatrix:
         Raises ValueError for bytes that are not what packing their own weights gives, in
         padding, codes and check rows.
         """
+        if not isinstance(packed, np.ndarray) or packed.dtype != np.uint8:
+            raise TypeError("packed bytes must be a NumPy array of uint8")
         rows, columns = shape
         geometry = Geometry(cls.ternary, rows, columns, digits)
         if min(rows, columns) < 1 or not 1 <= digits <= MAX_DIGITS:
@@ -147,10 +151,7 @@ class PackedMatrix:
 
         Raises TypeError and ValueError for arrays that do not fit.
         """
-        if verify not in ("always", "off"):
-            raise ValueError(f"verify is {verify!r:.40}; it must be 'always' or 'off'")
-        if on_fault not in ON_FAULT:
-            raise ValueError(f"on_fault is {on_fault!r:.40}; it must be one of {ON_FAULT}")
+        require_words(verify, on_fault)
         rows, columns = self.shape
         source = operands.activations(x, columns)
         shape = (*source.array.shape[:-1], rows)
@@ -196,6 +197,21 @@ class PackedMatrix:
         self._record.repair(self._live())
         return self.check()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a matrix of its own memory; raises ValueError for one that is damaged."""
+        if self.check().findings:
+            raise ValueError(f"{self.name!r:.200} is damaged: repair() it before copying")
+        packed = packed_bytes(self.packed.nbytes)
+        packed[:] = self.packed
+        golden = f".{PACKED}" in self._record.copies.tensors
+        return type(self)(packed, self.scales, self.geometry, name=self.name, golden=golden)
+
+    def __reduce__(self) -> str:
+        raise TypeError(
+            f"{self.name!r:.200} is packed in memory of its own and is not pickled. Keep the "
+            "weights from which it was packed, or the folder of `weightguard ternarize`."
+        )
+
     def witness(self, watcher: Watcher) -> Callable[[], None]:
         """Have ``watcher`` called with the findings of each alarm; return what ends that.
 
@@ -228,6 +244,14 @@ class PackedMatrix:
         return TernaryAdapter({"": self})
 
 
+def require_words(verify: str, on_fault: str) -> None:
+    """Raise ValueError for words that ``PackedMatrix.linear`` does not know."""
+    if verify not in ("always", "off"):
+        raise ValueError(f"verify is {verify!r:.40}; it must be 'always' or 'off'")
+    if on_fault not in ON_FAULT:
+        raise ValueError(f"on_fault is {on_fault!r:.40}; it must be one of {ON_FAULT}")
+
+
 def _log(name: str, found: Finding) -> None:
     # names come from files: nothing of them may look like another line
     line = f"{found.rule} {name:.200}: {found.message}"
@@ -240,6 +264,11 @@ def _weights(weight: NDArray[np.int8], *, ternary: bool) -> NDArray[np.int8]:
         raise TypeError(f"weights are {kind}; they must be a NumPy array of int8")
     if weight.ndim != 2 or 0 in weight.shape:
         raise ValueError(f"weights have shape {weight.shape}; they must be a matrix, not empty")
+    most = MOST_COLUMNS[ternary]
+    if weight.shape[1] > most:
+        raise ValueError(
+            f"weights have {weight.shape[1]} columns; there is room for at most {most}"
+        )
     weight = np.ascontiguousarray(weight)
     at = native.first_invalid(ternary, weight)
     if at >= 0:
@@ -249,7 +278,15 @@ def _weights(weight: NDArray[np.int8], *, ternary: bool) -> NDArray[np.int8]:
 
 
 def _scales(scale: Any, rows: int) -> NDArray[np.float32]:
-    scales = np.array(scale, np.float32).reshape(-1)
+    if operands.is_torch(scale):
+        scale = scale.detach().float().cpu().numpy()
+    given = np.asarray(scale)
+    if given.dtype.kind not in "fiu" and given.dtype.name != "bfloat16":
+        raise TypeError(f"scales are {given.dtype}; they must be numbers")
+    if given.ndim > 1:
+        raise ValueError(f"scales have shape {given.shape}; give one, or one a row")
+    with np.errstate(over="ignore"):
+        scales = np.array(given, np.float32).reshape(-1)
     if len(scales) not in (1, rows):
         raise ValueError(f"{len(scales)} scales for {rows} rows; give one, or one a row")
     if not np.isfinite(scales).all():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -108,8 +110,10 @@ def test_names_that_are_no_linear_layer_are_refused() -> None:
 def test_weights_that_are_not_ternary_are_refused() -> None:
     model = tiny_bitnet("autobitlinear", "offline")
     model.model.layers[0].mlp.up_proj.weight.data[3, 5] = 0.5
+    before = dict(model.named_modules())
     with pytest.raises(ValueError, match=r"layers\.0\.mlp\.up_proj"):
         replace_bitlinear(model)
+    assert dict(model.named_modules()) == before, "all or nothing"
 
 
 def test_damage_in_a_live_layer_stops_generation() -> None:
@@ -121,14 +125,52 @@ def test_damage_in_a_live_layer_stops_generation() -> None:
         model.generate(torch.randint(2, 99, (1, 8)), max_new_tokens=2)
 
 
-def test_buffers_are_the_kernels_memory_and_not_saved() -> None:
+def test_buffers_are_the_kernels_memory() -> None:
     layer = TernaryLinear(PackedTernary.from_int8(np.ones((4, 8), np.int8), 1.0))
     assert {name for name, _ in layer.named_buffers()} == {"weight.packed", "weight.scale"}
-    assert layer.state_dict() == {}
     for move in (layer.half, layer.share_memory, lambda: layer.to("meta")):
         move()  # the kernel still reads where it did
         assert layer.weight.packed.data_ptr() == layer.packed.packed.ctypes.data
         assert layer.weight.scale.data_ptr() == layer.packed.scales.ctypes.data
+
+
+def small_layer() -> TernaryLinear:
+    matrix = PackedTernary.from_int8(np.eye(4, 8, dtype=np.int8), 1.0, name="up")
+    return TernaryLinear(matrix, kept=[(0, 5, 2.0)])
+
+
+def test_what_would_lose_packed_weights_says_so() -> None:
+    layer = small_layer()
+    with pytest.raises(TypeError, match="up is packed: its weights are not saved"):
+        layer.state_dict()
+    with pytest.raises(TypeError, match="not pickled"):
+        pickle.dumps(layer)
+    with pytest.raises(TypeError, match="traced"):
+        torch.jit.trace(layer, torch.ones(1, 8))
+
+
+def test_a_deep_copy_is_of_its_own_memory() -> None:
+    layer, x = small_layer(), torch.arange(8.0)[None]
+    expected = layer(x)
+    copied = copy.deepcopy(layer)
+    layer.weight.packed[0, 0] ^= 1
+    assert torch.equal(copied(x), expected)
+    assert copied.weight.packed.data_ptr() == copied.packed.packed.ctypes.data
+    with pytest.raises(ValueError, match="damaged"):
+        copy.deepcopy(layer)
+
+
+def test_layers_of_wrong_parts_are_refused() -> None:
+    matrix = PackedTernary.from_int8(np.ones((4, 8), np.int8), 1.0)
+    wrong: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"packed": np.ones((4, 8))}, TypeError, "not a packed matrix"),
+        ({"verify": "maybe"}, ValueError, "verify"),
+        ({"on_fault": "pray"}, ValueError, "on_fault"),
+        ({"bias": torch.ones(8)}, ValueError, "bias"),
+    ]
+    for options, error, words in wrong:
+        with pytest.raises(error, match=words):
+            TernaryLinear(**{"packed": matrix, **options})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

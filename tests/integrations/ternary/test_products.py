@@ -147,7 +147,11 @@ def test_half_outputs_round_to_nearest_even(isa: str) -> None:
         (np.zeros((2, 3), np.int16), 1.0, TypeError, "int16"),
         (np.zeros((2, 3), np.int8), [1.0, 2.0, 3.0], ValueError, "3 scales for 2 rows"),
         (np.zeros((2, 3), np.int8), np.nan, ValueError, "finite"),
-        (np.zeros((1, (1 << 18) + 1), np.int8), 1.0, ValueError, "columns out of range"),
+        (np.zeros((1, (1 << 18) + 1), np.int8), 1.0, ValueError, "at most 262144"),
+        (np.zeros((2, 3), np.int8), None, TypeError, "numbers"),
+        (np.zeros((2, 3), np.int8), "1.5", TypeError, "numbers"),
+        (np.zeros((2, 3), np.int8), np.ones((2, 1)), ValueError, "shape"),
+        (np.zeros((2, 3), np.int8), 1e39, ValueError, "finite"),
     ],
 )
 def test_wrong_weights_are_refused(
@@ -166,6 +170,12 @@ def test_wrong_words_are_refused() -> None:
         matrix.linear(x, on_fault="pray")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="none of"):
         ternary.select_isa("mmx")
+    with pytest.raises(TypeError, match="whole number"):
+        ternary.set_num_threads("2")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="meta"):
+        PackedTernary.from_master(torch.zeros(3, 4, device="meta"))
+    with pytest.raises(TypeError, match="uint8"):
+        PackedTernary.from_packed(matrix.packed.view(np.int8), 1.0, (3, 4), 1)  # type: ignore[arg-type]
     for threads in (0, 257, -1):
         with pytest.raises(ValueError, match="1 to 256"):
             ternary.set_num_threads(threads)
@@ -251,3 +261,19 @@ def test_the_environment_chooses(name: str) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.split() == [name, "3"]
+
+
+@pytest.mark.parametrize("variable", ["WEIGHTGUARD_TERNARY_ISA", "WEIGHTGUARD_TERNARY_THREADS"])
+@pytest.mark.parametrize("value", ["mmx", "0"])
+def test_a_wrong_environment_is_named(variable: str, value: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import weightguard_integrations.ternary"],
+        env={**os.environ, variable: value}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert f"ValueError: environment variable {variable}='{value}'" in done.stderr
+
+
+def test_scales_of_torch_are_taken() -> None:
+    scale = torch.nn.Parameter(torch.tensor([0.5, 2.0], dtype=torch.bfloat16))
+    matrix = PackedTernary.from_int8(np.zeros((2, 3), np.int8), scale)
+    assert matrix.scales.tolist() == [0.5, 2.0]

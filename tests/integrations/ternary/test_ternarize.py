@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +115,7 @@ def test_kept_weights_that_cannot_be_are_refused(tmp_path: Path, place: tuple[in
     ("arguments", "words"),
     [
         (["--layers", "nothing"], "matches 'nothing'"),
+        (["-o", "nodir/x"], "'nodir' is no folder"),
         (["--keep-super-weights"], "needs the checkpoint's manifest"),
         (["-m", "other.weightguard.json"], "differ in 2 tensors"),
         (["-m", "stale.weightguard.json"], "not the attested one"),
@@ -150,6 +153,34 @@ def test_an_existing_folder_is_left_alone(
 ) -> None:
     assert main(["ternarize", str(checkpoint), "-o", str(checkpoint)]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_embeddings_are_not_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = {"model.embed_tokens.weight": ("F32", (40, 30), floats(40, 30))}
+    source = write_safetensors(tmp_path / "model.safetensors", tensors)
+    out = tmp_path / "out"
+    assert main(["ternarize", str(source), "-o", str(out), "--layers", "*embed*"]) == 2
+    assert "looked up" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_folder_without_packed_layers_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightguardError, match="is no folder of"):
+        load_ternary(tmp_path / "nodir")
+
+
+def test_without_the_kernel_it_says_so(checkpoint: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['weightguard_integrations.ternary._native'] = None\n"
+        "from weightguard_cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "ternarize", str(checkpoint), "-o", str(tmp_path / "out")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "the ternary kernel was not compiled" in done.stderr
+    assert "internal" not in done.stderr
 
 
 @pytest.mark.real
