@@ -6,7 +6,7 @@ incidents; a response follows each, and those that are open decide the state.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -19,18 +19,19 @@ from weightguard.guard.background import Background
 from weightguard.guard.baseline import Baseline, Key, TensorBaseline
 from weightguard.guard.casebook import Casebook
 from weightguard.guard.coverage import LiveCoverage, gaps_of, live_coverage
+from weightguard.guard.deviations import Deviation
 from weightguard.guard.gate import Gate
 from weightguard.guard.incident import Incident, report
 from weightguard.guard.ledger import Place
 from weightguard.guard.mend import Golden, Mender
-from weightguard.guard.metrics import COVERAGE_RATIO, MemoryMetrics
+from weightguard.guard.metrics import MemoryMetrics
 from weightguard.guard.pins import Pins
 from weightguard.guard.presence import Presence
 from weightguard.guard.reactions import Reactions
 from weightguard.guard.response import Response
 from weightguard.guard.rounds import Rounds
 from weightguard.guard.schedule import BlockRef
-from weightguard.guard.scrub import Deviation, Scrubber, Waiting
+from weightguard.guard.scrub import Scrubber, Waiting
 from weightguard.guard.seal import refuse_stranger
 from weightguard.guard.sealing import Sealing
 from weightguard.guard.settings import Pinned, Settings, Status, Surroundings
@@ -72,7 +73,7 @@ class Guard:
             self._find,
             self.metrics,
         )
-        self._pins, self._presence = Pins(adapter), Presence(adapter, self.step)
+        self._pins, self._presence = Pins(adapter), Presence(adapter, self.step, self.hear)
         self._plan_scrubbing()
         self._sealing = Sealing(adapter, self._key, golden, self.settings, self._casebook)
         sealed = self._sealing.seal(manifest, names)
@@ -85,9 +86,9 @@ class Guard:
             self.metrics,
             self._around.clock,
         )
-        self._begin(sealed.baseline)
+        self._sealing.begin(sealed.baseline)
         forks.watch(self)
-        self._response.react(self._sealing.incidents(sealed.findings))
+        self._response.react(self._sealing.incidents(sealed))
 
     # life
 
@@ -126,7 +127,7 @@ class Guard:
         """In a forked child: make locks anew that lost threads may hold, and start the thread."""
         self._gate.renew_lock()
         self._response.renew_lock()
-        self._rounds.scrubber.renew_lock()
+        self._rounds.renew_lock()
         self._casebook.renew_lock()
         if isinstance(self.metrics, MemoryMetrics):
             self.metrics.renew_lock()
@@ -150,9 +151,9 @@ class Guard:
         for pin in self._pins.moved():
             self._rounds.of(*pin)
         if self.settings.step_bytes:
-            self.scrub(self.settings.step_bytes)
+            self._rounds.step(self.settings.step_bytes)
         if self._response.must_raise():
-            raise IntegrityError(self._report(0, complete=False))
+            raise IntegrityError(self.report())
 
     def scrub(self, nbytes: int = BLOCK_BYTES, seconds: float | None = None) -> int:
         """Check the blocks that come next, and return how many bytes were verified.
@@ -167,6 +168,10 @@ class Guard:
         self._require_open()
         nbytes, complete = self._rounds.all()
         return self._report(nbytes, complete=complete)
+
+    def report(self) -> Report:
+        """Report what is open by now, without a check."""
+        return self._report(0, complete=False)
 
     def pin(self, pins: Iterable[Pinned]) -> None:
         """Compare these bytes before every forward pass, as they are now. Raises AdapterError."""
@@ -185,6 +190,21 @@ class Guard:
     def note(self, found: Finding) -> None:
         """Take down an incident that opens no deviation."""
         self._response.react([self._casebook.note(found)])
+
+    def hear(self, tensors: Sequence[str], findings: Sequence[Finding]) -> None:
+        """Take down what the runtime noticed while it computed. See Witness.
+
+        Where stored bytes explain it the tensors are checked: what is left of that is corruption.
+        """
+        if self.closed:
+            return
+        first = self._casebook.note(findings[0])
+        causes = [self._casebook.note(found, first.number) for found in findings[1:]]
+        self._response.react([first, *causes])
+        for name in tensors if causes else ():
+            entry = self.baseline.tensors.get(name)
+            if entry is not None:
+                self._rounds.of(name, 0, entry.tensor.nbytes)
 
     def repair(self, incident: Incident) -> None:
         """Put a corrupt block right, if its incident is open."""
@@ -226,23 +246,20 @@ class Guard:
     ) -> list[Incident]:
         former = self.baseline
         sealed = self._sealing.seal(manifest, names)
-        baseline, findings = sealed.baseline, sealed.findings
         if manifest is None:
-            baseline, findings = kept(former, baseline)
+            sealed = kept(former, sealed.baseline)
+        baseline = sealed.baseline
         self._rounds.begin_again(self._scrubber(baseline))
-        self._begin(baseline, former if manifest is None else None)
+        self._sealing.begin(baseline, former if manifest is None else None)
         self._pins.hold_again(baseline)
+        self._presence.begin_again()
         told = self._casebook.note(declared(former, baseline))
-        return [told, *self._sealing.incidents(findings)]
+        return [told, *self._sealing.incidents(sealed)]
 
     def _scrubber(self, baseline: Baseline) -> Scrubber:
         around, known = self._around, self._casebook.knows
         waiting = Waiting(around.sleep)
         return Scrubber(self.adapter, baseline, self._key, around.random, waiting, known)
-
-    def _begin(self, baseline: Baseline, former: Baseline | None = None) -> None:
-        self._sealing.begin(baseline, former)
-        self.metrics.set(COVERAGE_RATIO, self.coverage().ratio)
 
     # asking
 
@@ -268,9 +285,7 @@ class Guard:
 
     def coverage(self) -> LiveCoverage:
         """Return how much of the live weights is watched, and what is not."""
-        entries = self.baseline.tensors.values()
-        sizes = ((entry.attestation, entry.tensor.nbytes) for entry in entries)
-        return live_coverage(sizes, gaps_of(self.adapter))
+        return live_coverage(self.baseline.attestations, gaps_of(self.adapter))
 
     def status(self) -> Status:
         """Return where the guard stands, for people and monitors."""

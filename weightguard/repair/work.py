@@ -97,8 +97,9 @@ class Repair:
             return
         self.target, self.readable = target, True
         self._refuse_inside(sum(i.stored.file is not None for i in self.target.images.values()))
-        meter = Meter(sum(t.nbytes for t in tensors_of(self.target)), self._means.progress)
-        self._damages = find_damage(self.target, self._manifest, self._means.threads, meter)
+        tensors = [*tensors_of(self.target)]
+        meter = Meter(sum(tensor.nbytes for tensor in tensors), self._means.progress)
+        self._damages = find_damage(tensors, self._manifest, self._means.threads, meter)
         healed = self._heal_tensors(parity)
         self._containers = restore_containers(
             self.target, self._manifest.document.files, self._damages, healed
