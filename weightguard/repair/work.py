@@ -130,7 +130,8 @@ class Repair:
         target = None
         with contextlib.suppress(CheckpointError):
             target = open_target(path, manifest, frame, store, stack)
-        if self._means.golden is None or (target is not None and not self._lacks_tensors(target)):
+        enough = target is not None and (target.frame or not self._lacks_tensors(target))
+        if self._means.golden is None or enough:
             return target
         golden = self._open_golden(self._means.golden)
         lent = frame_of_copy(path, golden.checkpoint, manifest)
