@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from weightguard.catalogue import RULES, Severity
 from weightguard.finding import Finding, Report, finding
+from weightguard.units import counted
 
 
 class WeightguardError(Exception):
@@ -26,10 +27,19 @@ class IntegrityError(WeightguardError):
     """Raised only where a policy says raise; carries the whole report."""
 
     def __init__(self, report: Report):
-        count = len(report.findings)
-        noun = "finding" if count == 1 else "findings"
-        super().__init__(f"{count} {noun} in {report.checkpoint}")
+        super().__init__(_told(report))
         self.report = report
+
+
+def _told(report: Report) -> str:
+    """Return how many findings there are, and the worst of them with its remedy, in a sentence."""
+    told = f"{counted(len(report.findings), 'finding')} in {report.checkpoint}"
+    if not report.findings:
+        return told
+    worst = report.findings[0]
+    name = worst.location.tensor or worst.location.file
+    place = "" if name is None else f" {name!r:.100}"
+    return f"{told}: {worst.rule}{place}: {worst.message:.500}. {worst.remedy}"
 
 
 def malformed(
