@@ -16,7 +16,7 @@ from weightguard.finding import Coverage, Finding, Report
 from weightguard.guard import forks
 from weightguard.guard.adapter import Adapter
 from weightguard.guard.background import Background
-from weightguard.guard.baseline import Baseline, Key, TensorBaseline
+from weightguard.guard.baseline import Baseline, Key
 from weightguard.guard.casebook import Casebook
 from weightguard.guard.coverage import LiveCoverage, gaps_of, live_coverage
 from weightguard.guard.gate import Gate
@@ -29,7 +29,6 @@ from weightguard.guard.presence import Presence
 from weightguard.guard.reactions import Reactions
 from weightguard.guard.response import Response
 from weightguard.guard.rounds import Rounds
-from weightguard.guard.schedule import BlockRef
 from weightguard.guard.scrub import Deviation, Scrubber, Waiting
 from weightguard.guard.seal import refuse_stranger
 from weightguard.guard.sealing import Sealing
@@ -69,7 +68,7 @@ class Guard:
             self._casebook,
             self._gate,
             Mender(adapter, self._key, golden),
-            self._find,
+            lambda place: self._rounds.find(place),  # noqa: PLW0108 - they are made below
             self.metrics,
         )
         self._pins, self._presence = Pins(adapter), Presence(adapter, self.step)
@@ -151,8 +150,8 @@ class Guard:
             self._rounds.of(*pin)
         if self.settings.step_bytes:
             self.scrub(self.settings.step_bytes)
-        if self._response.must_raise():
-            raise IntegrityError(self._report(0, complete=False))
+        if raising := self._response.must_raise():
+            raise IntegrityError(self._report(0, complete=False, also=raising))
 
     def scrub(self, nbytes: int = BLOCK_BYTES, seconds: float | None = None) -> int:
         """Check the blocks that come next, and return how many bytes were verified.
@@ -252,6 +251,11 @@ class Guard:
         return self._casebook.incidents
 
     @property
+    def open(self) -> tuple[Incident, ...]:
+        """The incidents that are not resolved, oldest first."""
+        return self._casebook.open
+
+    @property
     def state(self) -> State:
         """Where the guard stands."""
         return self._casebook.state
@@ -276,24 +280,20 @@ class Guard:
         """Return where the guard stands, for people and monitors."""
         scrubber, casebook = self._rounds.scrubber, self._casebook
         return Status(
-            casebook.state.value,
-            casebook.state.ready,
+            "closed" if self.closed else casebook.state.value,
+            casebook.state.ready and not self.closed,
             casebook.count,
             len(casebook.open),
-            scrubber.position.passes,
+            self._rounds.passes,
             self._rounds.last_full_pass,
             scrubber.schedule.nbytes,
             scrubber.baseline.nbytes,
             self.coverage(),
         )
 
-    def _find(self, place: Place) -> tuple[TensorBaseline, BlockRef] | None:
-        scrubber = self._rounds.scrubber
-        ref = scrubber.schedule.find(place.subject, place.block or 0)
-        return None if ref is None else (scrubber.baseline.tensors[ref.tensor], ref)
-
-    def _report(self, nbytes: int, *, complete: bool) -> Report:
+    def _report(self, nbytes: int, *, complete: bool, also: Iterable[Incident] = ()) -> Report:
         scrubber = self._rounds.scrubber
         tensors = len(scrubber.baseline.tensors)
         coverage = Coverage(tensors if complete else 0, tensors, nbytes, scrubber.schedule.nbytes)
-        return report(self.settings.name, self._casebook.open, coverage, complete=complete)
+        told = {incident.number: incident for incident in (*also, *self.open)}
+        return report(self.settings.name, told.values(), coverage, complete=complete)

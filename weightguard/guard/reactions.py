@@ -4,7 +4,8 @@
     metrics     the mismatch counter of the incident's code
     repair      put the damaged block right; what follows in the order knows whether that held
     quarantine  the model leaves service if the incident is open by then
-    raise       the next forward pass raises IntegrityError if the incident is open by then
+    raise       if the incident is open by then, the next forward pass raises IntegrityError, and so
+                do further ones until it is resolved
     a callable  called with the incident
 
 A reaction that fails is said so (WG912) and stops nothing: not the other reactions, not the

@@ -10,9 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from weightguard.guard.baseline import TensorBaseline
 from weightguard.guard.casebook import Casebook
 from weightguard.guard.gate import Gate
 from weightguard.guard.incident import Incident
+from weightguard.guard.ledger import Place
 from weightguard.guard.metrics import BLOCKS_VERIFIED, LAST_FULL_PASS, SCRUB_BYTES, Metrics
 from weightguard.guard.schedule import BlockRef
 from weightguard.guard.scrub import Outcome, Scrubber
@@ -35,6 +37,17 @@ class Rounds:
         self.scrubber, self._gate, self._casebook = scrubber, gate, casebook
         self._react, self._metrics, self._clock = react, metrics, clock
         self.last_full_pass: float | None = None
+        self._full_checks = 0
+
+    @property
+    def passes(self) -> int:
+        """How often every block was checked: in turn, or all at once."""
+        return self.scrubber.position.passes + self._full_checks
+
+    def find(self, place: Place) -> tuple[TensorBaseline, BlockRef] | None:
+        """Return what a place's block is held to now, None where the baseline has it not."""
+        ref = self.scrubber.schedule.find(place.subject, place.block or 0)
+        return None if ref is None else (self.scrubber.baseline.tensors[ref.tensor], ref)
 
     def begin_again(self, scrubber: Scrubber) -> None:
         """Go on with another baseline, from about where the last one was checked to."""
@@ -59,7 +72,8 @@ class Rounds:
         self._settle(scrubber, scrubber.survey)
         blocks, nbytes = self._check_all(scrubber, scrubber.schedule)
         complete = blocks == scrubber.schedule.blocks
-        if complete:
+        if complete and blocks:
+            self._full_checks += 1
             self._full_pass()
         return nbytes, complete
 
