@@ -121,11 +121,11 @@ class GuardedSession(CheckedRuns):
         """Return the canary of this session, which does not keep it."""
         method = weakref.WeakMethod(self.run_plainly)
 
-        def run(feed: Feed) -> Outputs:
+        def run(feed: Feed, options: ort.RunOptions) -> Outputs:
             bound = method()
             if bound is None:
                 raise WeightguardError("the session of this canary is gone")
-            return bound(feed)
+            return bound(feed, options)
 
         return CanaryWatch(run, feeds, outputs, self._share)
 
@@ -146,8 +146,9 @@ class GuardedSession(CheckedRuns):
         if self._closed:
             return run(*arguments)
         loaded = self._require_loaded()
-        loaded.watch.run_if_due(loaded.guard)
         self.adapter.before_run()
+        if loaded.watch.run_if_due(loaded.guard):
+            self.adapter.before_run()  # what a policy says of it is for this run already
         try:
             return run(*arguments)
         except RUNTIME_ERRORS as error:
@@ -197,9 +198,12 @@ class GuardedSession(CheckedRuns):
     # asking
 
     def check(self) -> Report:
-        """Check the canary and every watched byte now, and report what is open."""
-        self.run_canary()
-        return self.guard.check()
+        """Check every watched byte now, then the canary, and report what is open.
+
+        The bytes come first: what they show is put right before anything runs on it.
+        """
+        report = self.guard.check()
+        return report if self.run_canary() and not report.findings else self.guard.check()
 
     def scrub(self, nbytes: int, seconds: float | None = None) -> int:
         """Check the bytes that come next; return how many were verified. See Guard."""
@@ -272,12 +276,6 @@ def _path(given: object) -> str | os.PathLike[str]:
             + ("not bytes of a graph" if isinstance(given, bytes) else f"not {given!r:.100}")
         )
     return given
-
-
-def _store(cache: str | os.PathLike[str] | Cache | None) -> Cache:
-    if isinstance(cache, Cache):
-        return cache
-    return Cache(default_folder() if cache is None else Path(cache))
 
 
 def _refuse(further: dict[str, Any], canary_share: float, settings: object) -> None:
