@@ -58,7 +58,7 @@ class TestSealedSession(AdapterConformance):
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         session = GuardedSession(
-            path, options, mode="sealed", cache=tmp_path / "cache", canary_share=0
+            path, options, mode="sealed", cache=tmp_path / "cache", canary_share=0, scrub=None
         )
         return SessionSubject(session)
 
@@ -67,4 +67,5 @@ class TestSessionInPlace(AdapterConformance):
     @pytest.fixture
     def subject(self, tmp_path: Path) -> Subject:
         path = saved(perceptron(), tmp_path / "model")
-        return SessionSubject(GuardedSession(path, one_thread, mode="inplace", canary_share=0))
+        session = GuardedSession(path, one_thread, mode="inplace", canary_share=0, scrub=None)
+        return SessionSubject(session)

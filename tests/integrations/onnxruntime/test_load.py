@@ -34,7 +34,9 @@ X = {"x": np.random.default_rng(0).standard_normal((3, WIDTH)).astype(np.float32
 @pytest.fixture
 def load(tmp_path: Path) -> Callable[..., GuardedSession]:
     def load(path: Path, mode: str = "sealed", **more: object) -> GuardedSession:
-        return GuardedSession(path, mode=mode, **{"cache": tmp_path / "cache", **more})  # type: ignore[arg-type]
+        return GuardedSession(
+            path, mode=mode, **{"cache": tmp_path / "cache", "scrub": None, **more}
+        )  # type: ignore[arg-type]
 
     return load
 
