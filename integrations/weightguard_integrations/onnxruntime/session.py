@@ -190,12 +190,12 @@ class GuardedSession(CheckedRuns):
         loaded = self._require_loaded()
         if loaded.sealed is None:
             raise WeightguardError(f"a session in {self.mode} mode is not rebuilt: make a new one")
-        before = dict(vars(self))
+        before = dict(self.__dict__)
         try:
             self._create_inference_session(self._requested, self._asked_options)
             self.adapter.memory = loaded.sealed.proved(self._sess, loaded.watch.deviation)
         except (StaleEntry, *RUNTIME_ERRORS) as error:
-            vars(self).update(before)  # runs go on with the session that there was
+            self.__dict__.update(before)  # runs go on with the session that there was
             raise WeightguardError(
                 f"the sealed model changed since it was loaded: {error!s:.500}. Make a new session"
             ) from error

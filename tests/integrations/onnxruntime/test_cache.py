@@ -34,9 +34,8 @@ def cache(tmp_path: Path) -> Path:
 
 
 def load(path: Path, cache: Path, **more: object) -> GuardedSession:
-    return GuardedSession(
-        path, mode="sealed", cache=cache, **{"canary_share": 0, "scrub": None, **more}
-    )  # type: ignore[arg-type]
+    quiet = {"canary_share": 0, "scrub": None}
+    return GuardedSession(path, mode="sealed", cache=cache, **{**quiet, **more})  # type: ignore[arg-type]
 
 
 def entries(cache: Path) -> list[Path]:
