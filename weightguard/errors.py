@@ -12,10 +12,13 @@ class WeightguardError(Exception):
 
 
 class CheckpointError(WeightguardError):
-    """The checkpoint cannot be read; carries the one finding that says why."""
+    """The checkpoint cannot be read; carries the one finding that says why.
 
-    def __init__(self, reason: Finding):
-        super().__init__(reason.message)
+    ``words`` are said in place of the finding's message.
+    """
+
+    def __init__(self, reason: Finding, words: str | None = None):
+        super().__init__(reason.message if words is None else words)
         self.finding = reason
 
 

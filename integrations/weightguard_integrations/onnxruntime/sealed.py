@@ -58,10 +58,10 @@ class SealedModel:
     held: Held
 
     @classmethod
-    def read(cls, place: Path, key: str) -> SealedModel:
-        """Read an entry; raises StaleEntry."""
+    def read(cls, place: Path, stated: dict[str, object]) -> SealedModel:
+        """Read an entry whose record says what is ``stated``; raises StaleEntry."""
         in_use = held(place)
-        entry = read_entry(place, key)
+        entry = read_entry(place, stated)
         graph = read_private(place / GRAPH_NAME, MAX_GRAPH_BYTES, entry.graph)
         feeds = canaries.decoded(read_private(place / CANARY_NAME, MAX_CANARY_BYTES, entry.canary))
         return cls(place, entry, graph, feeds, in_use)
