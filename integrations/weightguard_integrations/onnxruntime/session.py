@@ -44,8 +44,8 @@ from weightguard_integrations.onnxruntime.watch import CanaryWatch
 CANARY_SHARE = 0.01
 """Share of the time that canary runs may take."""
 
-SCRUB = "50MB/s"
-"""Bytes a second that are checked in the background: about 1 % of one core."""
+SCRUB = "25MB/s"
+"""Bytes a second that are checked in the background: less than 1 % of one core."""
 
 
 class GuardedSession(CheckedRuns):
