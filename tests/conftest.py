@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 
+import hypothesis
 import pytest
 
 # read when torch is imported: spinning threads crawl where anything else runs beside the tests
@@ -14,6 +15,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # a shell that starts the tests in the background ignores interrupts, and so would every program
 # that they start to be interrupted
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# how long an example takes says how busy the machine is
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 CLAIM = "claim"
 

@@ -193,7 +193,7 @@ def _sentinel() -> None:
 
     block = nn.Identity()
     band = MassiveActivation(5, 0, (LayerBand(0, 300.0, 900.0),))
-    sentinels = Sentinels([block], (band,), (40.0,))
+    sentinels = Sentinels([block], (band,), (40.0,), 8)
     block(torch.ones(1, 4, 8))
     runtime = _runtime()
     guard = Guard(ArrayAdapter(runtime), settings=Settings(on_incident=("log",)))

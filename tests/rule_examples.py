@@ -54,7 +54,7 @@ from weightguard_cli import conclude
 from weightguard_cli.main import main
 from weightguard_cli.presentation import Presentation
 from weightguard_cli.verdict import Scope
-from weightguard_integrations.ternary import recovery
+from weightguard_integrations.ternary import matrix
 
 PAGES = Path(__file__).parent.parent / "docs" / "rules"
 TEMPLATE = """
@@ -114,7 +114,7 @@ def told(code: str) -> Told:
 def _incident(code: str) -> tuple[Report, Presentation]:
     """Return a report of the incident that a live example makes."""
     incident = mock.patch.object(reactions, "_line", wraps=reactions._line)
-    product = mock.patch.object(recovery, "_log", wraps=recovery._log)
+    product = mock.patch.object(matrix, "_log", wraps=matrix._log)
     with incident as of_guard, product as of_kernel:
         LIVE[code]()
     told_of = [call.args[0].finding for call in of_guard.call_args_list]

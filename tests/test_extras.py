@@ -14,6 +14,7 @@ MODULES = {
     "onnx": ("onnx", "onnxruntime"),
     "sign": ("model_signing", "OpenSSL"),
     "serve": ("prometheus_client", "starlette", "uvicorn"),
+    "telemetry": ("opentelemetry",),
     "distributed": ("ray",),
     "remote": ("fsspec", "aiohttp"),
 }

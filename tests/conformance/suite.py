@@ -14,12 +14,16 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from tests.checkpoints import safetensors_bytes
 from tests.conformance.subject import Subject
+from weightguard import Manifest, fingerprint
 from weightguard.errors import IntegrityError, WeightguardError
 from weightguard.guard import (
+    Accounting,
     Adapter,
     Attachable,
     Guard,
@@ -32,6 +36,8 @@ from weightguard.guard import (
     State,
     Writable,
 )
+from weightguard.guard.baseline import TensorBaseline
+from weightguard.guard.schedule import BlockRef
 from weightguard.scan.digest import BLOCK_BYTES
 
 FLIPS = 60
@@ -61,12 +67,43 @@ def one_pass(guard: Guard) -> None:
         left -= guard.scrub(3 * BLOCK_BYTES)
 
 
+def answered(subject: Subject) -> None:
+    """Run the forward pass that asks a device for what the next one judges, where there is one."""
+    if any(tensor.distant for tensor in subject.adapter.tensors()):
+        subject.run()
+
+
 def quiet(**settings: object) -> Settings:
     return Settings(**{"on_incident": ("metrics", "repair"), **settings})  # type: ignore[arg-type]
 
 
 def biggest(adapter: Adapter) -> LiveTensor:
     return max(adapter.tensors(), key=lambda tensor: tensor.nbytes)
+
+
+class Copy:
+    """A golden copy of live tensors, in memory."""
+
+    def __init__(self, tensors: dict[str, bytes]):
+        self._tensors = tensors
+
+    def block(self, entry: TensorBaseline, ref: BlockRef) -> bytes:
+        return self._tensors[ref.tensor][ref.start : ref.stop]
+
+
+def attested(adapter: Adapter, folder: Path) -> Manifest:
+    """Return a manifest of the live tensors as they are now."""
+    checkpoint = {
+        tensor.name: (
+            tensor.dtype.name,
+            tensor.shape,
+            bytes(adapter.read(tensor.name, 0, tensor.nbytes)),
+        )
+        for tensor in adapter.tensors()
+    }
+    path = folder / "model.safetensors"
+    path.write_bytes(safetensors_bytes(checkpoint))
+    return fingerprint(path)
 
 
 class AdapterConformance:
@@ -206,13 +243,8 @@ class AdapterConformance:
     def test_a_golden_copy_restores_what_residues_cannot(self, subject: Subject) -> None:
         if not isinstance(subject.adapter, Writable):
             return
-        golden, output = live_bytes(subject.adapter), subject.run()
-
-        class Copy:
-            def block(self, entry, ref):  # type: ignore[no-untyped-def]
-                return golden[ref.tensor][ref.start : ref.stop]
-
-        guard = Guard(subject.adapter, settings=quiet(), golden=Copy())
+        golden, output = Copy(live_bytes(subject.adapter)), subject.run()
+        guard = Guard(subject.adapter, settings=quiet(), golden=golden)
         name = biggest(subject.adapter).name
         subject.poke(name, 100, bytes(4000))
         one_pass(guard)
@@ -221,17 +253,67 @@ class AdapterConformance:
         assert subject.run() == output
 
     def test_a_damaged_golden_copy_is_not_used(self, subject: Subject) -> None:
-        class Copy:
-            def block(self, entry, ref):  # type: ignore[no-untyped-def]
-                return bytes(ref.nbytes)
-
-        guard = Guard(subject.adapter, settings=quiet(), golden=Copy())
+        zeros = {name: bytes(len(data)) for name, data in live_bytes(subject.adapter).items()}
+        guard = Guard(subject.adapter, settings=quiet(), golden=Copy(zeros))
         name = biggest(subject.adapter).name
         clean = bytes(subject.adapter.read(name, 100, 200))
         subject.poke(name, 100, b"\x55" * 100)
         one_pass(guard)
         assert codes(guard)[-2:] == ["WG901", "WG908"]
         assert bytes(subject.adapter.read(name, 100, 200)) == b"\x55" * 100 != clean
+
+    # before the guard
+
+    def test_damage_from_before_the_guard_is_healed_when_it_is_sealed(
+        self, subject: Subject, tmp_path: Path
+    ) -> None:
+        if isinstance(subject.adapter, Accounting):
+            return
+        tensor, clean, output = biggest(subject.adapter), live_bytes(subject.adapter), subject.run()
+        with attested(subject.adapter, tmp_path) as manifest:
+            flip(subject, tensor.name, 8 * tensor.nbytes - 3)
+            guard = Guard(subject.adapter, manifest, quiet())
+        found, outcome = (i for i in guard.incidents if i.code != "WG916")
+        assert (found.code, found.tensor, outcome.cause) == ("WG401", tensor.name, found.number)
+        if isinstance(subject.adapter, Writable):
+            assert outcome.code == "WG907"
+            assert (live_bytes(subject.adapter), subject.run()) == (clean, output)
+            assert guard.baseline.tensors[tensor.name].attestation == "attested"
+            assert guard.check().findings == ()
+            assert guard.metrics.value("weightguard_repairs_total") == 1  # type: ignore[attr-defined]
+        else:
+            assert (outcome.code, guard.state) == ("WG908", State.DEGRADED)
+
+    @pytest.mark.parametrize("repairs", [True, False])
+    def test_a_golden_copy_heals_what_residues_cannot_when_it_is_sealed(
+        self, subject: Subject, tmp_path: Path, repairs: bool
+    ) -> None:
+        if isinstance(subject.adapter, Accounting) or not isinstance(subject.adapter, Writable):
+            return
+        tensor = max(subject.adapter.tensors(), key=lambda tensor: tensor.layout.rows)
+        clean, output = live_bytes(subject.adapter), subject.run()
+        settings = quiet(on_incident=("metrics", "repair") if repairs else ("metrics",))
+        with attested(subject.adapter, tmp_path) as manifest:
+            subject.poke(tensor.name, 0, bytes(3 * tensor.layout.row_bytes))
+            guard = Guard(subject.adapter, manifest, settings, golden=Copy(clean))
+        assert (subject.run() == output) == repairs
+        told = [code for code in codes(guard) if code != "WG916"]
+        assert told == (["WG401", "WG907"] if repairs else ["WG401"])
+        assert guard.state is (State.HEALTHY if repairs else State.DEGRADED)
+
+    def test_other_weights_are_not_overwritten_from_a_golden_copy(
+        self, subject: Subject, tmp_path: Path
+    ) -> None:
+        if isinstance(subject.adapter, Accounting):
+            return
+        tensor = max(subject.adapter.tensors(), key=lambda tensor: tensor.layout.rows)
+        clean = live_bytes(subject.adapter)
+        others = bytes(byte ^ 1 for byte in clean[tensor.name])
+        with attested(subject.adapter, tmp_path) as manifest:
+            subject.poke(tensor.name, 0, others)
+            guard = Guard(subject.adapter, manifest, quiet(), golden=Copy(clean))
+        assert [code for code in codes(guard) if code != "WG916"] == ["WG401"]
+        assert bytes(subject.adapter.read(tensor.name, 0, tensor.nbytes)) == others
 
     # writers
 
@@ -371,6 +453,7 @@ class AdapterConformance:
         with Guard(subject.adapter, settings=settings):
             clean = subject.run()
             flip(subject, name, 4)
+            answered(subject)
             for _ in range(2):
                 with pytest.raises(IntegrityError) as caught:
                     subject.run()
@@ -390,6 +473,7 @@ class AdapterConformance:
             guard.pin([Pinned(name, 4, 8)])
             subject.run()
             flip(subject, name, 40)
+            answered(subject)
             repaired = subject.run()
             assert codes(guard)[-2] == "WG901"
             if isinstance(subject.adapter, Writable):

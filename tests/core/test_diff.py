@@ -43,7 +43,7 @@ def only(found: Diff) -> TensorChange:
     return change
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     data=st.data(),
     kind=st.sampled_from(["BF16", "F16", "F32"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -265,10 +266,12 @@ def test_a_base_that_ends_early_while_it_is_read_is_no_fault_of_the_checkpoint(
 def bytes_read(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Count the bytes that are read of each file of a checkpoint."""
     counts: dict[str, int] = {}
+    lock = threading.Lock()
     read = CheckpointFile.read_into
 
     def counting(file: CheckpointFile, offset: int, buffer: memoryview) -> None:
-        counts[file.name] = counts.get(file.name, 0) + len(buffer)
+        with lock:
+            counts[file.name] = counts.get(file.name, 0) + len(buffer)
         read(file, offset, buffer)
 
     monkeypatch.setattr(CheckpointFile, "read_into", counting)

@@ -6,9 +6,11 @@ from weightguard.guard.adapter import (
     AdapterError,
     Attachable,
     Gap,
+    Hearing,
     Incomplete,
     LiveTensor,
     Token,
+    Witness,
     Writable,
 )
 from weightguard.guard.coverage import LiveCoverage
@@ -33,6 +35,7 @@ __all__ = [
     "Golden",
     "GoldenCheckpoint",
     "Guard",
+    "Hearing",
     "Incident",
     "Incomplete",
     "LiveCoverage",
@@ -49,6 +52,7 @@ __all__ = [
     "Status",
     "Surroundings",
     "Token",
+    "Witness",
     "Writable",
     "super_weight_pins",
 ]

@@ -13,12 +13,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from weightguard.errors import WeightguardError
+from weightguard.finding import Finding
 from weightguard.tensor import DType, RowLayout, row_layout
 
+T_co = TypeVar("T_co", covariant=True)
 GapKind: TypeAlias = Literal["copied", "unreachable"]
+Hearing: TypeAlias = Callable[[Sequence[str], Sequence[Finding]], None]
+"""Who hears a witness: told the names of live tensors, and findings about them."""
 
 
 class AdapterError(WeightguardError):
@@ -45,7 +52,8 @@ class LiveTensor:
 
     ``name`` is the adapter's own and stays the same while the tensor moves; ``aliases`` are its
     further names. Packed or opaque bytes are ``U8``, in a shape whose rows divide them well:
-    one changed element a row and block can be repaired.
+    one changed element a row and block can be repaired. ``distant`` ones lie in a device's memory,
+    where they are summed up instead of read: see Distant.
     """
 
     name: str
@@ -53,11 +61,17 @@ class LiveTensor:
     shape: tuple[int, ...]
     token: Token
     aliases: tuple[str, ...] = ()
+    distant: bool = False
 
     @property
     def nbytes(self) -> int:
         """The number of canonical bytes."""
         return self.dtype.nbytes(math.prod(self.shape))
+
+    @property
+    def kind(self) -> tuple[DType, tuple[int, ...], bool]:
+        """What it cannot exchange for another: dtype, shape, and whose memory it lies in."""
+        return self.dtype, self.shape, self.distant
 
     @property
     def layout(self) -> RowLayout:
@@ -101,6 +115,41 @@ class Adapter(Protocol):
         ...
 
 
+class Promised(Protocol[T_co]):
+    """What was asked of a device and is on its way."""
+
+    def ready(self) -> bool:
+        """Return whether ``result`` would not wait."""
+        ...
+
+    def result(self) -> T_co:
+        """Wait for the answer and return it. Raises AdapterError."""
+        ...
+
+
+@runtime_checkable
+class Distant(Protocol):
+    """An adapter of tensors in a device's memory, which it sums up where they lie.
+
+    Neither method waits for the device, so that a forward pass may call them. Both see what the
+    calling thread had the device write before. Raise AdapterError.
+    """
+
+    def sums(
+        self, name: str, start: int, stop: int, secret: NDArray[np.uint64]
+    ) -> Promised[NDArray[np.uint64]]:
+        """Ask for the sums of each part of a row in each of the blocks that are ``start:stop``.
+
+        uint64 (parts, 3) as of ``weightguard.guard.sums``; ``secret`` holds a number for each
+        place in a part, and stays the same object.
+        """
+        ...
+
+    def fetch(self, name: str, start: int, stop: int) -> Promised[bytes]:
+        """Ask for a few canonical bytes."""
+        ...
+
+
 @runtime_checkable
 class Writable(Protocol):
     """An adapter that can repair in place."""
@@ -121,6 +170,18 @@ class Attachable(Protocol):
         """Have ``before_step`` called before each forward pass; return what detaches it.
 
         What ``before_step`` raises ends the forward pass. Works on a compiled model.
+        """
+        ...
+
+
+@runtime_checkable
+class Witness(Protocol):
+    """An adapter of a runtime that notices damage itself, while it computes."""
+
+    def witness(self, hearing: Hearing) -> Callable[[], None]:
+        """Have ``hearing`` called with names of live tensors and findings; return what ends that.
+
+        The first finding is what was noticed, the others say what explains it.
         """
         ...
 

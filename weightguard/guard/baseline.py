@@ -3,13 +3,15 @@
 For each 1 MiB block a keyed digest, which a writer who does not know the process's secret cannot
 meet on purpose, and the residues of the part of each row that lies in the block. So a block is
 judged, and single elements of it restored, without any other. 16 bytes a block, and 16 a row
-and block: 0.2 % of a matrix with rows of 8 KiB.
+and block: 0.2 % of a matrix with rows of 8 KiB. In a device's memory the digest is over sums of
+rows (``sums``), which take 24.
 """
 
 from __future__ import annotations
 
+import functools
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,10 +20,12 @@ from numpy.typing import NDArray
 
 from weightguard.guard.adapter import LiveTensor
 from weightguard.guard.coverage import Attestation
+from weightguard.guard.pieces import Piece
 from weightguard.guard.schedule import BlockRef
+from weightguard.guard.sums import block_sums, part_counts
 from weightguard.locate import RowDelta
 from weightguard.scan.digest import BLOCK_BYTES, BLOCK_DIGEST_BYTES, block_count
-from weightguard.scan.kernel import block_residues, rows_touched
+from weightguard.scan.kernel import block_residues
 
 
 class Key:
@@ -34,6 +38,19 @@ class Key:
         """Return the 16-byte keyed digest of ``data``; releases the GIL."""
         return xxhash.xxh3_128_digest(data, self._seed)
 
+    @functools.cached_property
+    def secret(self) -> NDArray[np.uint64]:
+        """A random number for each place that a word can have in a block, for ``sums``."""
+        return np.frombuffer(secrets.token_bytes(8 * BLOCK_BYTES), np.uint64)
+
+    def block_digest(self, tensor: LiveTensor, start: int, data: memoryview) -> bytes:
+        """Return the keyed digest of a block, from byte ``start`` on, whose bytes are ``data``."""
+        if not tensor.distant:
+            return self.digest(data)
+        words = np.frombuffer(data, np.uint8)
+        sums = block_sums(tensor.dtype, tensor.layout, words, start, self.secret)
+        return self.digest(sums.data.cast("B"))
+
     def __reduce__(self) -> str:
         raise TypeError("a guard's key does not leave its process")
 
@@ -43,8 +60,9 @@ class TensorBaseline:
     """What one live tensor is held to.
 
     ``digests``: keyed, uint8 (blocks, 16). ``residues``: uint64 (n, 2), of row parts in block
-    order; those of block b are ``firsts[b]:firsts[b + 1]``. ``record`` names the manifest's
-    tensor that it was compared with, None without one; ``how`` says in words what vouches for it.
+    order; those of block b are ``firsts[b]:firsts[b + 1]``. Of a distant tensor they are all sums,
+    (n, 3). ``record`` names the manifest's tensor that it was compared with, None without one;
+    ``how`` says in words what vouches for it.
     ``check`` is a keyed digest over both arrays.
     """
 
@@ -56,6 +74,7 @@ class TensorBaseline:
     residues: NDArray[np.uint64]
     firsts: NDArray[np.int64]
     check: bytes
+    pieces: tuple[Piece, ...] = ()
 
     def holds(self, block: int, digest: bytes) -> bool:
         """Return whether ``digest`` is the one recorded for ``block``."""
@@ -72,7 +91,12 @@ class TensorBaseline:
 
     def vouched_like(self, other: TensorBaseline) -> TensorBaseline:
         """Return this baseline with what vouches for an equal one."""
-        return replace(self, attestation=other.attestation, how=other.how, record=other.record)
+        vouched = self.vouched(other.attestation, other.how)
+        return replace(vouched, record=other.record, pieces=other.pieces)
+
+    def vouched(self, attestation: Attestation, how: str) -> TensorBaseline:
+        """Return this baseline with what vouches for it."""
+        return replace(self, attestation=attestation, how=how)
 
     def sound(self, key: Key) -> bool:
         """Return whether the record itself is as it was made: memory holds it, too."""
@@ -82,7 +106,7 @@ class TensorBaseline:
         """Return how the residues of ``data``, the bytes of a block now, moved, by row."""
         layout = self.tensor.layout
         observed = block_residues(self.tensor.dtype, layout, data, ref.start)
-        expected = self.residues[self.firsts[ref.block] : self.firsts[ref.block + 1]]
+        expected = self.residues[self.firsts[ref.block] : self.firsts[ref.block + 1], :2]
         first_row = ref.start // layout.row_bytes
         moved = np.flatnonzero((observed != expected).any(axis=1))
         changes = observed[moved] - expected[moved]
@@ -98,25 +122,47 @@ class BaselineBuilder:
     def __init__(self, tensor: LiveTensor, key: Key):
         self._tensor, self._key = tensor, key
         blocks = block_count(tensor.nbytes)
+        counts = part_counts(tensor.layout, 0, tensor.nbytes)
         self._digests = np.zeros((blocks, BLOCK_DIGEST_BYTES), np.uint8)
-        self._firsts = np.concatenate(
-            ([0], np.cumsum([self._parts(block) for block in range(blocks)], dtype=np.int64))
-        ).astype(np.int64)
-        self._residues = np.zeros((int(self._firsts[-1]), 2), np.uint64)
-
-    def _parts(self, block: int) -> int:
-        start = block * BLOCK_BYTES
-        nbytes = min(BLOCK_BYTES, self._tensor.nbytes - start)
-        return rows_touched(self._tensor.layout, start, nbytes)
+        self._firsts = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+        columns = 3 if tensor.distant else 2
+        self._residues = np.zeros((int(self._firsts[-1]), columns), np.uint64)
 
     def add(self, block: int, data: NDArray[np.uint8]) -> None:
         """Take in the bytes of one block."""
-        self._digests[block] = np.frombuffer(self._key.digest(data.data), np.uint8)
-        self._residues[self._firsts[block] : self._firsts[block + 1]] = block_residues(
-            self._tensor.dtype, self._tensor.layout, data, block * BLOCK_BYTES
-        )
+        live, start = self._tensor, block * BLOCK_BYTES
+        if live.distant:
+            sums = block_sums(live.dtype, live.layout, data, start, self._key.secret)
+            self._take(block, sums, sums.data.cast("B"))
+        else:
+            self._take(block, block_residues(live.dtype, live.layout, data, start), data.data)
 
-    def finish(self, attestation: Attestation, how: str, record: str | None) -> TensorBaseline:
+    def _take(self, block: int, parts: NDArray[np.uint64], digested: memoryview) -> None:
+        self._parts(block)[:] = parts
+        self._digests[block] = np.frombuffer(self._key.digest(digested), np.uint8)
+
+    def add_sums(self, sums: NDArray[np.uint64]) -> None:
+        """Take in the sums of all blocks of a distant tensor."""
+        for block in range(len(self._digests)):
+            parts = np.ascontiguousarray(sums[self._firsts[block] : self._firsts[block + 1]])
+            self._take(block, parts, parts.data.cast("B"))
+
+    def agrees(self, block: int, data: NDArray[np.uint8]) -> bool:
+        """Return whether the bytes of a block have the residues that were taken in for it."""
+        live = self._tensor
+        residues = block_residues(live.dtype, live.layout, data, block * BLOCK_BYTES)
+        return np.array_equal(self._parts(block)[:, :2], residues)
+
+    def _parts(self, block: int) -> NDArray[np.uint64]:
+        return self._residues[self._firsts[block] : self._firsts[block + 1]]
+
+    def finish(
+        self,
+        attestation: Attestation,
+        how: str,
+        record: str | None,
+        pieces: Sequence[Piece] = (),
+    ) -> TensorBaseline:
         """Return the baseline, read-only from now on."""
         for array in (self._digests, self._residues, self._firsts):
             array.flags.writeable = False
@@ -129,6 +175,7 @@ class BaselineBuilder:
             self._residues,
             self._firsts,
             _check(self._key, self._digests, self._residues),
+            tuple(pieces),
         )
 
 
@@ -160,9 +207,19 @@ class Baseline:
         return ours is not None and theirs is not None and ours.tensor.token == theirs.tensor.token
 
     @property
+    def distant(self) -> bool:
+        """Whether any tensor lies in a device's memory."""
+        return any(entry.tensor.distant for entry in self.tensors.values())
+
+    @property
     def sizes(self) -> list[tuple[str, int]]:
         """Names and sizes in bytes, as a schedule takes them."""
         return [(name, entry.tensor.nbytes) for name, entry in self.tensors.items()]
+
+    @property
+    def attestations(self) -> list[tuple[Attestation, int]]:
+        """What vouches for each tensor, and its size in bytes."""
+        return [(entry.attestation, entry.tensor.nbytes) for entry in self.tensors.values()]
 
     @property
     def nbytes(self) -> int:

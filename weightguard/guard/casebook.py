@@ -8,10 +8,10 @@ from collections.abc import Callable, Collection, Hashable, Iterable
 
 from weightguard.catalogue import Severity
 from weightguard.finding import Finding
+from weightguard.guard.deviations import Deviation
 from weightguard.guard.incident import Incident
 from weightguard.guard.ledger import Ledger, Place
 from weightguard.guard.metrics import STATE, Metrics
-from weightguard.guard.scrub import Deviation
 from weightguard.guard.state import Event, State
 
 MAX_INCIDENTS = 10_000
@@ -70,7 +70,7 @@ class Casebook:
     def take(self, deviations: Iterable[Deviation], sound: Iterable[Place] = ()) -> list[Incident]:
         """Strike what is sound, and take down deviations that are not known; return the new."""
         with self._lock:
-            for place in sound:
+            for place in sound if len(self._ledger) else ():
                 self._strike(place)
             return [
                 self._enter(deviation.finding, deviation)

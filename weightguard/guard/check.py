@@ -6,7 +6,9 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from weightguard.guard.adapter import Adapter, AdapterError, Token
+import numpy as np
+
+from weightguard.guard.adapter import Adapter, AdapterError, Distant, LiveTensor, Token
 from weightguard.guard.baseline import Key, TensorBaseline
 from weightguard.guard.schedule import BlockRef
 
@@ -50,7 +52,7 @@ def look(adapter: Adapter, entry: TensorBaseline, ref: BlockRef, key: Key, settl
     now = _token(adapter, entry)
     if now is None:
         return Look(Verdict.VANISHED)
-    if entry.holds(ref.block, key.digest(_bytes(adapter, ref))):
+    if entry.holds(ref.block, live_digest(adapter, entry.tensor, ref, key)):
         return Look(Verdict.SOUND, now)
     for attempt in range(MAX_LOOKS):
         settle()
@@ -58,14 +60,22 @@ def look(adapter: Adapter, entry: TensorBaseline, ref: BlockRef, key: Key, settl
         if before is None:
             return Look(Verdict.VANISHED)
         data = bytes(_bytes(adapter, ref))
-        digest = key.digest(memoryview(data))
+        digest = key.block_digest(entry.tensor, ref.start, memoryview(data))
         if entry.holds(ref.block, digest):
             return Look(Verdict.SOUND, before, looks=attempt + 2)
         settle()
-        again = key.digest(_bytes(adapter, ref))
+        again = live_digest(adapter, entry.tensor, ref, key)
         if again == digest and _token(adapter, entry) == before:
             return Look(Verdict.CHANGED, before, digest, data, attempt + 2)
     return Look(Verdict.IN_FLUX, before)
+
+
+def live_digest(adapter: Adapter, tensor: LiveTensor, ref: BlockRef, key: Key) -> bytes:
+    """Return the keyed digest of a block as it is now, computed where it lies. Waits for it."""
+    if tensor.distant and isinstance(adapter, Distant):
+        sums = adapter.sums(ref.tensor, ref.start, ref.stop, key.secret).result()
+        return key.digest(np.ascontiguousarray(sums).data.cast("B"))
+    return key.digest(_bytes(adapter, ref))
 
 
 def _bytes(adapter: Adapter, ref: BlockRef) -> memoryview:
@@ -78,6 +88,4 @@ def _bytes(adapter: Adapter, ref: BlockRef) -> memoryview:
 def _token(adapter: Adapter, entry: TensorBaseline) -> Token | None:
     """Return the token, None where the tensor is gone or is another kind of tensor now."""
     now = adapter.describe(entry.tensor.name)
-    if now is None or (now.dtype, now.shape) != (entry.tensor.dtype, entry.tensor.shape):
-        return None
-    return now.token
+    return now.token if now is not None and now.kind == entry.tensor.kind else None

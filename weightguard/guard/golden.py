@@ -10,6 +10,7 @@ from weightguard.checkpoint import open_checkpoint
 from weightguard.errors import CheckpointError
 from weightguard.guard.baseline import TensorBaseline
 from weightguard.guard.casts import CASTS
+from weightguard.guard.pieces import origins
 from weightguard.guard.schedule import BlockRef
 from weightguard.tensor import DTYPES, TensorView
 
@@ -25,8 +26,10 @@ class GoldenCheckpoint:
         }
 
     def block(self, entry: TensorBaseline, ref: BlockRef) -> bytes | None:
-        """See Golden; declared casts are made again."""
+        """See Golden; declared casts are made again, and pieces put together."""
         live = entry.tensor
+        if entry.pieces:
+            return self._put_together(entry, ref)
         named = (entry.record, live.name, *live.aliases)
         view = next((self._views[name] for name in named if name in self._views), None)
         if view is None or view.elements * live.dtype.block_bytes != live.nbytes:
@@ -35,6 +38,18 @@ class GoldenCheckpoint:
             return read_as(view, live.dtype.name, ref.start, ref.stop)
         except CheckpointError:
             return None
+
+    def _put_together(self, entry: TensorBaseline, ref: BlockRef) -> bytes | None:
+        block = bytearray()
+        for record, start, stop in origins(entry.pieces, ref.start, ref.stop):
+            view = self._views.get(record)
+            if view is None or view.dtype != entry.tensor.dtype or stop > view.nbytes:
+                return None
+            try:
+                block += view.read(start, stop)
+            except CheckpointError:
+                return None
+        return bytes(block)
 
     def origin(self, record: str) -> TensorView | None:
         """See Originals."""

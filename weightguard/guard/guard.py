@@ -6,30 +6,31 @@ incidents; a response follows each, and those that are open decide the state.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from weightguard.errors import IntegrityError, WeightguardError
-from weightguard.finding import Coverage, Finding, Report
+from weightguard.finding import Finding, Report
 from weightguard.guard import forks
 from weightguard.guard.adapter import Adapter
 from weightguard.guard.background import Background
 from weightguard.guard.baseline import Baseline, Key
 from weightguard.guard.casebook import Casebook
 from weightguard.guard.coverage import LiveCoverage, gaps_of, live_coverage
+from weightguard.guard.deviations import Deviation
 from weightguard.guard.gate import Gate
-from weightguard.guard.incident import Incident, report
+from weightguard.guard.incident import Incident
 from weightguard.guard.ledger import Place
 from weightguard.guard.mend import Golden, Mender
-from weightguard.guard.metrics import COVERAGE_RATIO, MemoryMetrics
+from weightguard.guard.metrics import MemoryMetrics
 from weightguard.guard.pins import Pins
 from weightguard.guard.presence import Presence
 from weightguard.guard.reactions import Reactions
 from weightguard.guard.response import Response
 from weightguard.guard.rounds import Rounds
-from weightguard.guard.scrub import Deviation, Scrubber, Waiting
+from weightguard.guard.scrub import Scrubber, Waiting
 from weightguard.guard.seal import refuse_stranger
 from weightguard.guard.sealing import Sealing
 from weightguard.guard.settings import Pinned, Settings, Status, Surroundings
@@ -71,7 +72,7 @@ class Guard:
             lambda place: self._rounds.find(place),  # noqa: PLW0108 - they are made below
             self.metrics,
         )
-        self._pins, self._presence = Pins(adapter), Presence(adapter, self.step)
+        self._pins, self._presence = Pins(adapter), Presence(adapter, self.step, self.hear)
         self._plan_scrubbing()
         self._sealing = Sealing(adapter, self._key, golden, self.settings, self._casebook)
         sealed = self._sealing.seal(manifest, names)
@@ -84,9 +85,9 @@ class Guard:
             self.metrics,
             self._around.clock,
         )
-        self._begin(sealed.baseline)
+        self._sealing.begin(sealed.baseline)
         forks.watch(self)
-        self._response.react(self._sealing.incidents(sealed.findings))
+        self._response.react(self._sealing.incidents(sealed))
 
     # life
 
@@ -125,7 +126,7 @@ class Guard:
         """In a forked child: make locks anew that lost threads may hold, and start the thread."""
         self._gate.renew_lock()
         self._response.renew_lock()
-        self._rounds.scrubber.renew_lock()
+        self._rounds.renew_lock()
         self._casebook.renew_lock()
         if isinstance(self.metrics, MemoryMetrics):
             self.metrics.renew_lock()
@@ -149,9 +150,9 @@ class Guard:
         for pin in self._pins.moved():
             self._rounds.of(*pin)
         if self.settings.step_bytes:
-            self.scrub(self.settings.step_bytes)
+            self._rounds.step(self.settings.step_bytes)
         if raising := self._response.must_raise():
-            raise IntegrityError(self._report(0, complete=False, also=raising))
+            raise IntegrityError(self.report(raising))
 
     def scrub(self, nbytes: int = BLOCK_BYTES, seconds: float | None = None) -> int:
         """Check the blocks that come next, and return how many bytes were verified.
@@ -164,8 +165,11 @@ class Guard:
     def check(self) -> Report:
         """Check every block now and report what is open. Incomplete during an update."""
         self._require_open()
-        nbytes, complete = self._rounds.all()
-        return self._report(nbytes, complete=complete)
+        return self._rounds.report(self.settings.name, *self._rounds.all())
+
+    def report(self, also: Iterable[Incident] = ()) -> Report:
+        """Report what is open by now, without a check, and ``also`` incidents that were."""
+        return self._rounds.report(self.settings.name, also=also)
 
     def pin(self, pins: Iterable[Pinned]) -> None:
         """Compare these bytes before every forward pass, as they are now. Raises AdapterError."""
@@ -184,6 +188,21 @@ class Guard:
     def note(self, found: Finding) -> None:
         """Take down an incident that opens no deviation."""
         self._response.react([self._casebook.note(found)])
+
+    def hear(self, tensors: Sequence[str], findings: Sequence[Finding]) -> None:
+        """Take down what the runtime noticed while it computed. See Witness.
+
+        Where stored bytes explain it the tensors are checked: what is left of that is corruption.
+        """
+        if self.closed:
+            return
+        first = self._casebook.note(findings[0])
+        causes = [self._casebook.note(found, first.number) for found in findings[1:]]
+        self._response.react([first, *causes])
+        for name in tensors if causes else ():
+            entry = self.baseline.tensors.get(name)
+            if entry is not None:
+                self._rounds.of(name, 0, entry.tensor.nbytes)
 
     def repair(self, incident: Incident) -> None:
         """Put a corrupt block right, if its incident is open."""
@@ -225,23 +244,20 @@ class Guard:
     ) -> list[Incident]:
         former = self.baseline
         sealed = self._sealing.seal(manifest, names)
-        baseline, findings = sealed.baseline, sealed.findings
         if manifest is None:
-            baseline, findings = kept(former, baseline)
+            sealed = kept(former, sealed.baseline)
+        baseline = sealed.baseline
         self._rounds.begin_again(self._scrubber(baseline))
-        self._begin(baseline, former if manifest is None else None)
+        self._sealing.begin(baseline, former if manifest is None else None)
         self._pins.hold_again(baseline)
+        self._presence.begin_again()
         told = self._casebook.note(declared(former, baseline))
-        return [told, *self._sealing.incidents(findings)]
+        return [told, *self._sealing.incidents(sealed)]
 
     def _scrubber(self, baseline: Baseline) -> Scrubber:
         around, known = self._around, self._casebook.knows
         waiting = Waiting(around.sleep)
         return Scrubber(self.adapter, baseline, self._key, around.random, waiting, known)
-
-    def _begin(self, baseline: Baseline, former: Baseline | None = None) -> None:
-        self._sealing.begin(baseline, former)
-        self.metrics.set(COVERAGE_RATIO, self.coverage().ratio)
 
     # asking
 
@@ -249,11 +265,6 @@ class Guard:
     def incidents(self) -> tuple[Incident, ...]:
         """The last incidents, oldest first."""
         return self._casebook.incidents
-
-    @property
-    def open(self) -> tuple[Incident, ...]:
-        """The incidents that are not resolved, oldest first."""
-        return self._casebook.open
 
     @property
     def state(self) -> State:
@@ -272,9 +283,7 @@ class Guard:
 
     def coverage(self) -> LiveCoverage:
         """Return how much of the live weights is watched, and what is not."""
-        entries = self.baseline.tensors.values()
-        sizes = ((entry.attestation, entry.tensor.nbytes) for entry in entries)
-        return live_coverage(sizes, gaps_of(self.adapter))
+        return live_coverage(self.baseline.attestations, gaps_of(self.adapter))
 
     def status(self) -> Status:
         """Return where the guard stands, for people and monitors."""
@@ -290,10 +299,3 @@ class Guard:
             scrubber.baseline.nbytes,
             self.coverage(),
         )
-
-    def _report(self, nbytes: int, *, complete: bool, also: Iterable[Incident] = ()) -> Report:
-        scrubber = self._rounds.scrubber
-        tensors = len(scrubber.baseline.tensors)
-        coverage = Coverage(tensors if complete else 0, tensors, nbytes, scrubber.schedule.nbytes)
-        told = {incident.number: incident for incident in (*also, *self.open)}
-        return report(self.settings.name, told.values(), coverage, complete=complete)

@@ -7,6 +7,7 @@ written, and the block is read again afterwards.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
@@ -15,6 +16,7 @@ import numpy as np
 from weightguard.finding import Finding, finding
 from weightguard.guard.adapter import Adapter, AdapterError, Writable
 from weightguard.guard.baseline import Key, TensorBaseline
+from weightguard.guard.check import live_digest
 from weightguard.guard.incident import REPAIRED, UNREPAIRABLE
 from weightguard.guard.schedule import BlockRef
 from weightguard.locate import ElementChange, WordChange, changed_elements, explain
@@ -25,7 +27,8 @@ MAX_ROWS = 4096
 MAX_WRITES = 3
 """Times that a block is written; memory that holds no right value after it is given up."""
 
-Source: TypeAlias = Literal["residues", "golden copy"]
+Source: TypeAlias = Literal["residues", "golden copy", "other check"]
+"""What a block was restored from; by another check, where two found the damage at once."""
 
 
 class Golden(Protocol):
@@ -83,9 +86,10 @@ def diagnose(entry: TensorBaseline, ref: BlockRef, data: bytes, key: Key) -> Dia
     view = TensorView(
         live.name, live.dtype, live.shape, "", None, _BlockSource(ref.start, data)
     )  # fmt: skip
+    digest = functools.partial(key.block_digest, live, ref.start)
     explained = [
         (words, confirmed)
-        for words, confirmed in explain(view, deltas[:MAX_ROWS], entry.digests, key.digest)
+        for words, confirmed in explain(view, deltas[:MAX_ROWS], entry.digests, digest)
         if all(ref.start <= word.offset < ref.stop for word in words)
     ]
     elements = tuple(
@@ -96,6 +100,10 @@ def diagnose(entry: TensorBaseline, ref: BlockRef, data: bytes, key: Key) -> Dia
     cured = bool(explained) and all(confirmed for _, confirmed in explained)
     cure = tuple(word for words, _ in explained for word in words)
     return Diagnosis(rows, elements, cure if cured else None)
+
+
+def _from(source: Source) -> str:
+    return "by another check" if source == "other check" else f"from the {source}"
 
 
 class Mender:
@@ -112,7 +120,7 @@ class Mender:
             return False, finding(UNREPAIRABLE, str(error), tensor=ref.tensor, block=ref.block)
         return True, finding(
             REPAIRED,
-            f"restored from the {mended.source}, and verified",
+            f"restored {_from(mended.source)}, and verified",
             tensor=ref.tensor,
             block=ref.block,
             evidence={"source": mended.source, "writes": mended.writes},
@@ -125,6 +133,8 @@ class Mender:
         if not entry.sound(self._key):
             raise Unmendable("the guard's own record of the tensor is damaged")
         whole = bytes(self._adapter.read(ref.tensor, ref.start, ref.stop))
+        if entry.holds(ref.block, self._key.digest(memoryview(whole))):
+            return Mended("other check", 0)
         diagnosis = diagnose(entry, ref, whole, self._key)
         if diagnosis.cure is not None:
             pieces = [(w.offset, w.old.to_bytes(w.width, "little")) for w in diagnosis.cure]
@@ -142,7 +152,8 @@ class Mender:
         block = None if self._golden is None else self._golden.block(entry, ref)
         if block is None:
             raise Unmendable(f"{why}, and there is no golden copy of it")
-        if not entry.holds(ref.block, self._key.digest(memoryview(block))):
+        digest = self._key.block_digest(entry.tensor, ref.start, memoryview(block))
+        if not entry.holds(ref.block, digest):
             raise Unmendable(f"{why}, and the golden copy is not what was sealed either")
         return block
 
@@ -162,5 +173,5 @@ class Mender:
         return 0
 
     def _holds(self, entry: TensorBaseline, ref: BlockRef) -> bool:
-        live = self._adapter.read(ref.tensor, ref.start, ref.stop)
-        return entry.holds(ref.block, self._key.digest(live))
+        digest = live_digest(self._adapter, entry.tensor, ref, self._key)
+        return entry.holds(ref.block, digest)

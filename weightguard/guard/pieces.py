@@ -7,14 +7,13 @@ rows. What is checked, and what that proves:
 - a part of a record: the residues of each row that it holds, which with certainty see every change
   of one or two words of a row, and XXH3-128 of each recorded block that lies in it whole, which
   sees all accidents but no adversary. Bytes outside whole rows are vouched for by neither, so a
-  part that cuts a row is refused. Slices along columns are verified by all ranks together:
-weightguard_integrations.torch.parallel.
+  part that cuts a row is refused. Slices along columns are verified by all ranks together: shares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import xxhash
@@ -28,11 +27,98 @@ from weightguard.scan.kernel import block_residues
 
 
 class Piece(NamedTuple):
-    """Canonical bytes ``start:stop`` of the attested tensor ``record``."""
+    """Canonical bytes ``start:stop`` of the attested tensor ``record``, a run.
+
+    ``runs`` of them where it is not 1, each ``step`` bytes after the one before: a slice along
+    columns has one for each row.
+    """
 
     record: str
     start: int
     stop: int
+    step: int = 0
+    runs: int = 1
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes, of all runs."""
+        return (self.stop - self.start) * self.runs
+
+    def inside(self, nbytes: int, element: int) -> bool:
+        """Return whether it lies in ``nbytes`` bytes, whole elements of ``element`` bytes, once."""
+        run, last = self.stop - self.start, self.start + self.step * (self.runs - 1)
+        apart = self.runs == 1 or self.step >= run
+        whole = not (self.start % element or self.stop % element or self.step % element)
+        return (
+            self.runs > 0
+            and 0 <= self.start <= self.stop
+            and apart
+            and whole
+            and last + run <= nbytes
+        )
+
+
+def origins(pieces: Iterable[Piece], start: int, stop: int) -> Iterator[tuple[str, int, int]]:
+    """Yield of which bytes of which records bytes ``start:stop`` of a live tensor are made up."""
+    at = 0
+    for piece in pieces:
+        first, last = max(start - at, 0), min(stop - at, piece.nbytes)
+        while first < last:
+            run = piece.stop - piece.start
+            number, within = divmod(first, run)
+            length = min(run - within, last - first)
+            begin = piece.start + number * piece.step + within
+            yield piece.record, begin, begin + length
+            first += length
+        at += piece.nbytes
+
+
+def place_in(pieces: Iterable[Piece], record: str, offset: int) -> int | None:
+    """Return where byte ``offset`` of a record lies in a live tensor, None where it does not."""
+    at = 0
+    for piece in pieces:
+        number, within = 0, offset - piece.start
+        if piece.runs > 1:
+            number, within = divmod(within, piece.step)
+        run = piece.stop - piece.start
+        if piece.record == record and 0 <= number < piece.runs and 0 <= within < run:
+            return at + number * run + within
+        at += piece.nbytes
+    return None
+
+
+class Taker(Protocol):
+    """Takes the bytes of something in order."""
+
+    def update(self, data: NDArray[np.uint8]) -> None:
+        """Take in the next bytes."""
+        ...
+
+
+class InTurn:
+    """Takes the bytes of a live tensor in order and hands each piece's to its taker."""
+
+    def __init__(self, tensor: LiveTensor, pieces: Sequence[Piece], takers: Sequence[Taker]):
+        """Raise WeightguardError where the pieces cannot make up the tensor."""
+        self._takers = takers
+        self._ends = np.cumsum([piece.nbytes for piece in pieces]).tolist()
+        if not pieces or self._ends[-1] != tensor.nbytes:
+            raise WeightguardError(
+                f"the pieces declared for {tensor.name[:200]!r} have {sum(self._ends[-1:])} bytes, "
+                f"the live tensor {tensor.nbytes}: declare every piece, in order"
+            )
+        self._at, self._number = 0, 0
+
+    def update(self, data: NDArray[np.uint8]) -> None:
+        """Take in the next bytes."""
+        while len(data):
+            length = min(len(data), self._ends[self._number] - self._at)
+            if length:
+                self._takers[self._number].update(data[:length])
+            self._at += length
+            data = data[length:]
+            if self._at == self._ends[self._number]:
+                self._number += 1
 
 
 class PieceResult(NamedTuple):
@@ -45,29 +131,13 @@ class PieceResult(NamedTuple):
     blocks: tuple[int, ...]
 
 
-class PiecesReading:
+class PiecesReading(InTurn):
     """Takes the bytes of a live tensor in order, as its declared pieces one after the other."""
 
     def __init__(self, tensor: LiveTensor, pieces: Sequence[Piece], manifest: Manifest):
         """Raise WeightguardError where the pieces cannot make up the tensor."""
         self._checks = [_PieceCheck(tensor, piece, manifest) for piece in pieces]
-        self._ends = np.cumsum([piece.stop - piece.start for piece in pieces]).tolist()
-        if not pieces or self._ends[-1] != tensor.nbytes:
-            raise WeightguardError(
-                f"the pieces declared for {tensor.name[:200]!r} have {sum(self._ends[-1:])} bytes, "
-                f"the live tensor {tensor.nbytes}: declare every piece, in order"
-            )
-        self._at, self._number = 0, 0
-
-    def update(self, data: NDArray[np.uint8]) -> None:
-        """Take in the next bytes."""
-        while len(data):
-            length = min(len(data), self._ends[self._number] - self._at)
-            self._checks[self._number].update(data[:length])
-            self._at += length
-            data = data[length:]
-            if self._at == self._ends[self._number]:
-                self._number += 1
+        super().__init__(tensor, pieces, self._checks)
 
     def results(self) -> list[PieceResult]:
         """Return what each piece was found to be, once all bytes were taken in."""
@@ -82,7 +152,7 @@ class _PieceCheck:
         view = recorded_view(piece.record, record)
         self._piece, self._dtype, self._layout = piece, view.dtype, view.layout
         row = self._layout.row_bytes
-        inside = 0 <= piece.start < piece.stop <= view.nbytes
+        inside = 0 <= piece.start <= piece.stop <= view.nbytes and piece.runs == 1
         if view.dtype != tensor.dtype or not inside or piece.start % row or piece.stop % row:
             raise WeightguardError(
                 f"{tensor.name[:200]!r} cannot hold bytes {piece.start}:{piece.stop} of "

@@ -1,11 +1,15 @@
-"""What to look at before every forward pass: the super weights of a manifest, say."""
+"""What to look at before every forward pass: the super weights of a manifest, say.
+
+No pass waits for a device: what it asks for there, a later one compares.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from weightguard.guard.adapter import Adapter
+from weightguard.guard.adapter import Adapter, Distant, Promised
 from weightguard.guard.baseline import Baseline
+from weightguard.guard.pieces import place_in
 from weightguard.guard.settings import Pinned
 from weightguard.manifest import Manifest, recorded_view
 
@@ -16,9 +20,11 @@ class Pins:
     def __init__(self, adapter: Adapter):
         self._adapter = adapter
         self._held: dict[Pinned, bytes] = {}
+        self._asked: dict[Pinned, Promised[bytes]] = {}
 
     def hold(self, pins: Iterable[Pinned]) -> None:
         """Hold these bytes, and no others, to what they are now. Raises AdapterError."""
+        self._asked = {}
         self._held = {pin: bytes(self._adapter.read(*pin)) for pin in pins}
 
     def hold_again(self, baseline: Baseline) -> None:
@@ -35,24 +41,40 @@ class Pins:
         """Yield those that differ now, or cannot be read."""
         for pin, expected in self._held.items():
             try:
-                same = self._adapter.read(*pin) == expected
+                seen = self._seen(pin)
+                same = seen is None or seen == expected
             except Exception:  # noqa: BLE001 - the check that follows says what is wrong
                 same = False
             if not same:
                 yield pin
 
+    def _seen(self, pin: Pinned) -> memoryview | bytes | None:
+        """Return the bytes as they are, or were at an earlier call; None while on their way."""
+        live = self._adapter.describe(pin.tensor)
+        if live is None or not live.distant or not isinstance(self._adapter, Distant):
+            return self._adapter.read(*pin)
+        asked = self._asked.get(pin)
+        if asked is not None and not asked.ready():
+            return None
+        self._asked[pin] = self._adapter.fetch(*pin)
+        return None if asked is None else asked.result()
+
 
 def super_weight_pins(baseline: Baseline, manifest: Manifest) -> Iterator[Pinned]:
     """Yield where the manifest's super weights lie in live tensors that are proved to hold them."""
     records = manifest.document.tensors
-    vouched = {
-        entry.record: entry.tensor
+    entries = [
+        entry
         for entry in baseline.tensors.values()
-        if entry.record is not None and entry.attestation != "trusted-on-first-use"
-    }
+        if entry.attestation != "trusted-on-first-use" and entry.tensor.dtype.block_elements == 1
+    ]
     for weight in manifest.document.salience.super_weights:
-        live = vouched.get(weight.tensor)
-        if live is not None and live.dtype.block_elements == 1:
-            view = recorded_view(weight.tensor, records[weight.tensor])
-            start = view.element(weight.index) * live.dtype.block_bytes
-            yield Pinned(live.name, start, start + live.dtype.block_bytes)
+        element = recorded_view(weight.tensor, records[weight.tensor]).element(weight.index)
+        for entry in entries:
+            width = entry.tensor.dtype.block_bytes
+            if entry.pieces:
+                start = place_in(entry.pieces, weight.tensor, element * width)
+            else:
+                start = element * width if entry.record == weight.tensor else None
+            if start is not None:
+                yield Pinned(entry.tensor.name, start, start + width)

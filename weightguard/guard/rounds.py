@@ -3,21 +3,27 @@
 Checks come from three sides (forward passes, a background thread, callers) and never overlap with
 a declared update, which puts another scrubber in place. What they find is taken down inside the
 gate and reacted to outside of it, so a reaction may call the guard.
+
+A forward pass waits for no device: it judges the sums that an earlier one asked for, and asks for
+the next.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from weightguard.finding import Coverage, Report
 from weightguard.guard.baseline import TensorBaseline
 from weightguard.guard.casebook import Casebook
 from weightguard.guard.gate import Gate
-from weightguard.guard.incident import Incident
+from weightguard.guard.incident import Incident, report
 from weightguard.guard.ledger import Place
 from weightguard.guard.metrics import BLOCKS_VERIFIED, LAST_FULL_PASS, SCRUB_BYTES, Metrics
 from weightguard.guard.schedule import BlockRef
 from weightguard.guard.scrub import Outcome, Scrubber
+from weightguard.guard.sweep import Run, grouped
 
 React = Callable[[Iterable[Incident]], None]
 
@@ -38,6 +44,10 @@ class Rounds:
         self._react, self._metrics, self._clock = react, metrics, clock
         self.last_full_pass: float | None = None
         self._full_checks = 0
+        self._stepping = threading.Lock()
+        self._asked: list[Run] = []
+        self._pass_ends = False
+        self._since_step = 0
 
     @property
     def passes(self) -> int:
@@ -48,6 +58,25 @@ class Rounds:
         """Return what a place's block is held to now, None where the baseline has it not."""
         ref = self.scrubber.schedule.find(place.subject, place.block or 0)
         return None if ref is None else (self.scrubber.baseline.tensors[ref.tensor], ref)
+
+    def report(
+        self,
+        model: str,
+        nbytes: int = 0,
+        complete: bool = False,
+        *,
+        also: Iterable[Incident] = (),
+    ) -> Report:
+        """Report what is open, and ``also`` incidents that were, after ``nbytes`` were checked."""
+        schedule, tensors = self.scrubber.schedule, len(self.scrubber.baseline.tensors)
+        coverage = Coverage(tensors if complete else 0, tensors, nbytes, schedule.nbytes)
+        told = {incident.number: incident for incident in (*also, *self._casebook.open)}
+        return report(model, told.values(), coverage, complete=complete)
+
+    def renew_lock(self) -> None:
+        """After a fork: the thread that may have held the lock is not there any more."""
+        self._stepping, self._asked = threading.Lock(), []
+        self.scrubber.renew_lock()
 
     def begin_again(self, scrubber: Scrubber) -> None:
         """Go on with another baseline, from about where the last one was checked to."""
@@ -60,17 +89,67 @@ class Rounds:
         passes = scrubber.position.passes
         if scrubber.position.done == 0:
             self._settle(scrubber, scrubber.survey)
-        blocks = scrubber.take(nbytes) if seconds is None else _within(scrubber, nbytes, seconds)
-        _, verified = self._check_all(scrubber, blocks)
+        if seconds is None:
+            groups = grouped(scrubber.baseline, scrubber.take(nbytes))
+        else:
+            groups = ([ref] for ref in _within(scrubber, nbytes, seconds))
+        _, verified = self._check_all(scrubber, groups)
         if scrubber.position.passes > passes:
             self._full_pass()
+        self._since_step += verified
         return verified
+
+    def step(self, nbytes: int) -> None:
+        """Have ``nbytes`` checked from one forward pass to the next: this one pays for the rest.
+
+        What the background thread checked meanwhile counts, so that nothing is paid for twice. Of
+        a device's memory a later pass judges what this one asks for, and nothing more is asked for
+        until it has answered.
+        """
+        rest = nbytes - self._since_step
+        if not self.scrubber.baseline.distant:
+            if rest > 0:
+                self.some(rest)
+        elif self._stepping.acquire(blocking=False):  # else another thread's pass is at it
+            try:
+                self._step(self.scrubber, rest)
+            finally:
+                self._stepping.release()
+        self._since_step = 0
+
+    def _step(self, scrubber: Scrubber, nbytes: int) -> None:
+        asked, self._asked = self._asked, []
+        for run in asked:
+            if scrubber.baseline.tensors.get(run.entry.tensor.name) is not run.entry:
+                continue  # asked for before an update
+            if run.sums.ready():
+                self._look_at(scrubber, self._judge(scrubber, run)[1])
+            else:
+                self._asked.append(run)
+        if self._asked:
+            return
+        if self._pass_ends:
+            self._full_pass()
+            self._pass_ends = False
+        if nbytes <= 0:
+            return
+        passes = scrubber.position.passes
+        if scrubber.position.done == 0:
+            self._settle(scrubber, scrubber.survey)
+        for refs in grouped(scrubber.baseline, scrubber.take(nbytes)):
+            found = scrubber.ask(refs)
+            if found is None:
+                self._look_at(scrubber, refs)
+            else:
+                self._asked.append(found)
+        self._pass_ends = scrubber.position.passes > passes
 
     def all(self) -> tuple[int, bool]:
         """Check every block; return how many bytes were verified, and whether all were."""
         scrubber = self.scrubber
         self._settle(scrubber, scrubber.survey)
-        blocks, nbytes = self._check_all(scrubber, scrubber.schedule)
+        groups = grouped(scrubber.baseline, scrubber.schedule)
+        blocks, nbytes = self._check_all(scrubber, groups)
         complete = blocks == scrubber.schedule.blocks
         if complete and blocks:
             self._full_checks += 1
@@ -80,19 +159,55 @@ class Rounds:
     def of(self, tensor: str, start: int, stop: int) -> None:
         """Check the blocks that hold bytes ``start:stop`` of a tensor."""
         scrubber = self.scrubber
-        self._check_all(scrubber, scrubber.schedule.containing(tensor, start, stop))
+        self._look_at(scrubber, scrubber.schedule.containing(tensor, start, stop))
 
-    def _check_all(self, scrubber: Scrubber, refs: Iterable[BlockRef]) -> tuple[int, int]:
-        """Check blocks; return how many were verified, and their bytes."""
+    def _check_all(self, scrubber: Scrubber, groups: Iterable[list[BlockRef]]) -> tuple[int, int]:
+        """Check groups of blocks; return how many were verified, and their bytes.
+
+        A device sums up the next group while the one before is judged.
+        """
+        outcomes: list[Outcome] = []
+        under_way: list[Run] = []
+        for refs in groups:
+            run = scrubber.ask(refs)
+            if run is None:
+                outcomes += self._look_at(scrubber, refs)
+                continue
+            under_way.append(run)
+            if len(under_way) > 1:
+                outcomes += self._finish(scrubber, under_way.pop(0))
+        for run in under_way:
+            outcomes += self._finish(scrubber, run)
+        return sum(o.blocks for o in outcomes), sum(o.nbytes for o in outcomes)
+
+    def _finish(self, scrubber: Scrubber, run: Run) -> list[Outcome]:
+        outcome, rest = self._judge(scrubber, run)
+        return [outcome, *self._look_at(scrubber, rest)]
+
+    def _judge(self, scrubber: Scrubber, run: Run) -> tuple[Outcome, list[BlockRef]]:
+        """Take down what a run proves; return it, and the blocks that have to be looked at."""
+        rest: list[BlockRef] = []
+
+        def judge() -> Outcome:
+            outcome, moved = scrubber.judge(run)
+            rest.extend(moved)
+            return outcome
+
+        return self._counted(self._settle(scrubber, judge)), rest
+
+    def _look_at(self, scrubber: Scrubber, refs: Iterable[BlockRef]) -> list[Outcome]:
+        """Look at blocks one by one, and again at those that changed much at once."""
         outcomes = [self._check(scrubber, ref, patient=True) for ref in refs]
         suspects = [ref for outcome in outcomes for ref in outcome.suspects]
         if suspects:
             scrubber.wait()
             outcomes += [self._check(scrubber, ref, patient=False) for ref in suspects]
-        return sum(o.blocks for o in outcomes), sum(o.nbytes for o in outcomes)
+        return outcomes
 
     def _check(self, scrubber: Scrubber, ref: BlockRef, *, patient: bool) -> Outcome:
-        outcome = self._settle(scrubber, lambda: scrubber.check(ref, patient=patient))
+        return self._counted(self._settle(scrubber, lambda: scrubber.check(ref, patient=patient)))
+
+    def _counted(self, outcome: Outcome) -> Outcome:
         if outcome.blocks:
             self._metrics.add(BLOCKS_VERIFIED, outcome.blocks)
             self._metrics.add(SCRUB_BYTES, outcome.nbytes)

@@ -11,42 +11,27 @@ import threading
 from collections.abc import Callable, Hashable, Set
 from dataclasses import dataclass
 
-from weightguard.finding import Finding, finding
-from weightguard.guard.adapter import Adapter, AdapterError, LiveTensor, Token
-from weightguard.guard.baseline import Baseline, Key, TensorBaseline
+from weightguard.guard.adapter import Adapter, AdapterError, Token
+from weightguard.guard.baseline import Baseline, Key
 from weightguard.guard.check import Verdict, look
-from weightguard.guard.identity import Identity
-from weightguard.guard.incident import (
-    ADAPTER_SWAPPED,
-    BASELINE_DAMAGED,
-    CORRUPTION,
-    TENSOR_APPEARED,
-    TENSOR_VANISHED,
-    UNDECLARED_UPDATE,
-    UNREADABLE,
+from weightguard.guard.deviations import (
+    PRESENCE,
+    READING,
+    Deviation,
+    appeared,
+    corruption,
+    record_damaged,
+    unreadable,
+    updated,
+    vanished,
 )
+from weightguard.guard.identity import Identity
 from weightguard.guard.ledger import Place
-from weightguard.guard.mend import Diagnosis, diagnose
+from weightguard.guard.mend import diagnose
 from weightguard.guard.schedule import BlockRef, Random, Schedule
-from weightguard.rules.equality import describe
-
-MAX_LISTED = 16
-"""Rows and elements that one incident lists."""
-MAX_MESSAGE = 500
-"""Characters of a message that somebody else wrote."""
-READING, PRESENCE = "reading", "presence"
-"""Aspects of a place: whether a tensor can be read, and whether it is there."""
+from weightguard.guard.sweep import Run, ask
 
 LOGGER = logging.getLogger("weightguard.guard")
-
-
-@dataclass(frozen=True, slots=True)
-class Deviation:
-    """What deviates, where, and ``mark``, which tells it from another deviation there."""
-
-    place: Place
-    mark: Hashable
-    finding: Finding
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +125,37 @@ class Scrubber:
         try:
             return self._look(ref, patient=patient)
         except AdapterError as error:
-            return Outcome((_unreadable(ref.tensor, error),))
+            return Outcome((unreadable(ref.tensor, error),))
         except Exception as error:
             LOGGER.exception("a live tensor could not be checked")
-            return Outcome((_unreadable(ref.tensor, error),))
+            return Outcome((unreadable(ref.tensor, error),))
+
+    def ask(self, refs: list[BlockRef]) -> Run | None:
+        """Ask a device for the sums of blocks; None for those that have to be looked at."""
+        try:
+            return ask(self._adapter, self.baseline, refs, self._key)
+        except Exception:  # noqa: BLE001 - the look that follows says what is wrong
+            return None
+
+    def judge(self, run: Run) -> tuple[Outcome, list[BlockRef]]:
+        """Return what a run's sums prove sound, and the blocks that have to be looked at."""
+        try:
+            moved = run.moved()
+        except Exception:  # noqa: BLE001 - the look that follows says what is wrong
+            return Outcome(), list(run.refs)
+        sound = [self._sound(ref, run.token) for ref in run.refs if ref.block not in moved]
+        outcome = Outcome(
+            sound=tuple(place for one in sound for place in one.sound),
+            blocks=len(sound),
+            nbytes=sum(one.nbytes for one in sound),
+        )
+        return outcome, [ref for ref in run.refs if ref.block in moved]
 
     def _look(self, ref: BlockRef, *, patient: bool) -> Outcome:
         entry = self.baseline.tensors[ref.tensor]
         seen = look(self._adapter, entry, ref, self._key, self._waiting.brief)
         if seen.verdict is Verdict.VANISHED:
-            return Outcome((_vanished(ref.tensor, entry),))
+            return Outcome((vanished(ref.tensor, entry),))
         if seen.verdict is Verdict.IN_FLUX:
             return Outcome()
         assert seen.token is not None
@@ -158,7 +164,7 @@ class Scrubber:
         deviation = self._updated(ref, seen.token)
         if deviation is None and not self._known(Place(ref.tensor, ref.block), seen.digest):
             if not entry.sound(self._key):
-                return Outcome((_record_damaged(ref.tensor),))
+                return Outcome((record_damaged(ref.tensor),))
             diagnosis = diagnose(entry, ref, seen.data, self._key)
             if diagnosis.cure is None and patient:
                 return Outcome(suspects=(ref,))
@@ -180,11 +186,7 @@ class Scrubber:
             moves, writer = identity.moves, identity.writer
         if writer == "nobody":
             return None
-        code = ADAPTER_SWAPPED if writer == "adapter" else UNDECLARED_UPDATE
-        how = ", ".join(moves) or "it was written and put back"
-        message = f"its bytes are others than were sealed: {how}"
-        found = finding(code, message, tensor=ref.tensor, evidence={"moved": list(moves)})
-        return Deviation(Place(ref.tensor), code, found)
+        return updated(ref.tensor, writer, moves)
 
     def survey(self) -> Outcome:
         """Compare which tensors there are with those that were sealed, and note their tokens."""
@@ -192,7 +194,7 @@ class Scrubber:
             live = {tensor.name: tensor for tensor in self._adapter.tensors()}
         except Exception as error:
             LOGGER.exception("the live tensors could not be listed")
-            return Outcome((_unreadable("", error),))
+            return Outcome((unreadable("", error),))
         with self._lock:
             for name, tensor in live.items():
                 if name in self._identities:
@@ -200,96 +202,14 @@ class Scrubber:
             gone = self._appeared - live.keys()
             self._appeared = live.keys() - self._identities.keys()
         deviations = [
-            _appeared(tensor) for name, tensor in live.items() if name not in self._identities
+            appeared(tensor) for name, tensor in live.items() if name not in self._identities
         ]
         deviations += [
-            _vanished(name, entry)
+            vanished(name, entry)
             for name, entry in self.baseline.tensors.items()
-            if name not in live or not _same_type(live[name], entry.tensor)
+            if name not in live or live[name].kind != entry.tensor.kind
         ]
         deviating = {deviation.place for deviation in deviations}
         known = (*self.baseline.tensors, *gone)
         present = {Place(name, aspect=PRESENCE) for name in known} - deviating
         return Outcome(tuple(deviations), (*present, Place("", aspect=READING)))
-
-
-def corruption(ref: BlockRef, diagnosis: Diagnosis) -> Finding:
-    """Return WG901 for a block, as precise as its residues allow."""
-    elements = diagnosis.elements
-    first = elements[0] if elements else None
-    return finding(
-        CORRUPTION,
-        _damage(diagnosis),
-        tensor=ref.tensor,
-        block=ref.block,
-        row=diagnosis.rows[0] if diagnosis.rows else None,
-        element=None if first is None else first.index,
-        evidence={
-            "row_count": len(diagnosis.rows),
-            "rows": list(diagnosis.rows[:MAX_LISTED]),
-            "elements": [
-                {
-                    "index": list(element.index),
-                    "old_bits": f"{element.old_bits:#x}",
-                    "new_bits": f"{element.new_bits:#x}",
-                    "flipped_bits": list(element.flipped),
-                    "confirmed": element.confirmed,
-                }
-                for element in elements[:MAX_LISTED]
-            ],
-        },
-    )
-
-
-def _damage(diagnosis: Diagnosis) -> str:
-    rows, elements = len(diagnosis.rows), diagnosis.elements
-    if not rows:
-        return "changed in a way that its residues do not show: more than two words of a row"
-    where = f"{rows} row{'' if rows == 1 else 's'} changed"
-    if not elements:
-        return f"{where}, by more than one element each"
-    certainty = "" if diagnosis.cure is not None else "consistent with "
-    more = f" and {len(elements) - 1} more" if len(elements) > 1 else ""
-    return f"{where}: {certainty}{describe(elements[0])}{more}"
-
-
-def _same_type(a: LiveTensor, b: LiveTensor) -> bool:
-    return (a.dtype, a.shape) == (b.dtype, b.shape)
-
-
-def _vanished(name: str, entry: TensorBaseline) -> Deviation:
-    was = f"{entry.tensor.dtype.name} {list(entry.tensor.shape)}"
-    message = f"the sealed {was} is gone from the live model, or has another type or shape"
-    return Deviation(
-        Place(name, aspect=PRESENCE),
-        TENSOR_VANISHED,
-        finding(TENSOR_VANISHED, message, tensor=name),
-    )
-
-
-def _appeared(tensor: LiveTensor) -> Deviation:
-    message = f"{tensor.dtype.name} {list(tensor.shape)} was not there when the model was sealed"
-    return Deviation(
-        Place(tensor.name, aspect=PRESENCE),
-        (TENSOR_APPEARED, tensor.dtype.name, tensor.shape),
-        finding(TENSOR_APPEARED, message, tensor=tensor.name),
-    )
-
-
-def _unreadable(name: str, error: Exception) -> Deviation:
-    known = isinstance(error, AdapterError)
-    message = str(error) if known else f"reading failed: {type(error).__name__}: {error}"
-    return Deviation(
-        Place(name, aspect=READING),
-        UNREADABLE,
-        finding(UNREADABLE, message[:MAX_MESSAGE], tensor=name or None),
-    )
-
-
-def _record_damaged(name: str) -> Deviation:
-    message = "the guard's digests and residues of it are not those that were made"
-    return Deviation(
-        Place(name, aspect="record"),
-        BASELINE_DAMAGED,
-        finding(BASELINE_DAMAGED, message, tensor=name),
-    )

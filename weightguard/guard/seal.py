@@ -15,16 +15,26 @@ from numpy.typing import NDArray
 
 from weightguard.errors import WeightguardError
 from weightguard.finding import Finding
-from weightguard.guard.adapter import Accounting, Adapter, LiveTensor
+from weightguard.guard.adapter import Accounting, Adapter, AdapterError, Distant, LiveTensor
+from weightguard.guard.agreement import Agreement
 from weightguard.guard.baseline import Baseline, BaselineBuilder, Key, TensorBaseline
 from weightguard.guard.casts import undone
 from weightguard.guard.discrepancies import changes, missing, other_pieces, unattested, why_not
 from weightguard.guard.live import live_blocks
 from weightguard.guard.originals import Originals, cast_again, rounded
-from weightguard.guard.pieces import Piece, PiecesReading
+from weightguard.guard.pieces import PiecesReading, Taker
+from weightguard.guard.shares import Declared
 from weightguard.guard.vouchers import TensorType, Vouchers
 from weightguard.manifest import Manifest, TensorRecord
 from weightguard.scan.digest import Hasher, tensor_hasher
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What was found of a tensor before it was sealed, and what came of putting it right."""
+
+    found: Finding
+    outcomes: tuple[Finding, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,7 @@ class Sealed:
 
     baseline: Baseline
     findings: tuple[Finding, ...]
+    attempts: tuple[Attempt, ...] = ()
 
 
 def seal(
@@ -42,21 +53,32 @@ def seal(
     names: Mapping[str, str] | None = None,
     threads: int = 1,
     originals: Originals | None = None,
-    pieces: Mapping[str, Sequence[Piece]] | None = None,
+    declared: Declared | None = None,
 ) -> Sealed:
     """Read every live tensor once and return its baseline and how it compares with the manifest.
 
     Findings: WG401 for a tensor whose bytes differ from its record, WG402 for records that no
     live tensor holds, WG910 for all that nobody vouches for. A cast that rounds is made again
-    from ``originals``, which are verified along. Tensors that ``pieces`` names are compared piece
-    by piece. Raises AdapterError, and WeightguardError for pieces that cannot make up a tensor.
+    from ``originals``, which are verified along. Tensors with ``declared`` pieces are compared
+    piece by piece, those of several processes by all of them together: it is a collective call
+    then. Raises AdapterError, and WeightguardError for pieces that cannot make up a tensor.
     """
-    vouchers = Vouchers(manifest, names or {}, originals, pieces)
-    live = adapter.tensors()
-    with ThreadPoolExecutor(threads) as pool:
-        sealed = list(pool.map(lambda tensor: _seal_tensor(adapter, tensor, key, vouchers), live))
-    entries = [entry for entry, _ in sealed]
-    findings = [found for _, deviations in sealed for found in deviations]
+    declared = declared or Declared()
+    settled = declared.settled
+    vouchers = Vouchers(manifest, names or {}, originals, declared.pieces)
+    with Agreement(declared, manifest) as agreement:
+
+        def seal_one(tensor: LiveTensor) -> tuple[TensorBaseline, list[Finding]]:
+            if tensor.name in settled:
+                return settled[tensor.name]
+            if tensor.name in agreement.names:
+                return _seal_share(adapter, tensor, key, agreement), []
+            return _seal_tensor(adapter, tensor, key, vouchers)
+
+        with ThreadPoolExecutor(threads) as pool:
+            sealed = list(pool.map(seal_one, adapter.tensors()))
+        entries, findings = agreement.settle(entry for entry, _ in sealed)
+    findings += [found for _, deviations in sealed for found in deviations]
     deviating = {found.location.tensor for found in findings}
     if not isinstance(adapter, Accounting):
         findings += missing(vouchers, entries)
@@ -70,12 +92,8 @@ def _seal_tensor(
 ) -> tuple[TensorBaseline, list[Finding]]:
     if tensor.name in vouchers.pieces and vouchers.manifest is not None:
         return _seal_pieces(adapter, tensor, key, vouchers)
-    builder = BaselineBuilder(tensor, key)
     readings = [_Reading(tensor, kind, vouchers) for kind in vouchers.readings(tensor)]
-    for block, data in enumerate(live_blocks(adapter, tensor)):
-        builder.add(block, data)
-        for reading in readings:
-            reading.update(data)
+    builder = _taken_in(adapter, tensor, key, readings)
     digests = {r.kind: digest for r in readings if (digest := r.digest()) is not None}
     name = vouchers.named(tensor)
     record = None if name is None else vouchers.records[name]
@@ -99,6 +117,30 @@ def _seal_tensor(
     return builder.finish("attested" if attested else "transformed", how, name), []
 
 
+def _taken_in(
+    adapter: Adapter, tensor: LiveTensor, key: Key, takers: Sequence[Taker]
+) -> BaselineBuilder:
+    """Read a tensor once, for its baseline and for all who compare it.
+
+    A device's memory is copied only for them, and the copy has to have the residues that the device
+    found.
+    """
+    builder = BaselineBuilder(tensor, key)
+    if tensor.distant and tensor.nbytes:
+        assert isinstance(adapter, Distant)
+        builder.add_sums(adapter.sums(tensor.name, 0, tensor.nbytes, key.secret).result())
+        if not takers:
+            return builder
+    for block, data in enumerate(live_blocks(adapter, tensor)):
+        if not tensor.distant:
+            builder.add(block, data)
+        elif not builder.agrees(block, data):
+            raise AdapterError(f"{tensor.name[:200]!r} changed while it was sealed: try again")
+        for taker in takers:
+            taker.update(data)
+    return builder
+
+
 def _account(adapter: Adapter, tensor: LiveTensor, vouchers: Vouchers) -> str | None:
     if vouchers.manifest is None or not isinstance(adapter, Accounting):
         return None
@@ -109,11 +151,9 @@ def _seal_pieces(
     adapter: Adapter, tensor: LiveTensor, key: Key, vouchers: Vouchers
 ) -> tuple[TensorBaseline, list[Finding]]:
     assert vouchers.manifest is not None
-    builder = BaselineBuilder(tensor, key)
-    reading = PiecesReading(tensor, vouchers.pieces[tensor.name], vouchers.manifest)
-    for block, data in enumerate(live_blocks(adapter, tensor)):
-        builder.add(block, data)
-        reading.update(data)
+    pieces = vouchers.pieces[tensor.name]
+    reading = PiecesReading(tensor, pieces, vouchers.manifest)
+    builder = _taken_in(adapter, tensor, key, [reading])
     results = reading.results()
     damaged = [result for result in results if not result.sound]
     if damaged:
@@ -123,7 +163,16 @@ def _seal_pieces(
     whole = all(result.whole for result in results)
     proof = "digest of each" if whole else "residues of each row, digests of whole blocks"
     how = f"{len(results)} declared pieces of attested tensors; {proof}"
-    return builder.finish("transformed", how, None), []
+    return builder.finish("transformed", how, None, pieces), []
+
+
+def _seal_share(
+    adapter: Adapter, tensor: LiveTensor, key: Key, agreement: Agreement
+) -> TensorBaseline:
+    reading = agreement.reading(tensor)
+    builder = _taken_in(adapter, tensor, key, [reading])
+    how = "a slice that its ranks have yet to verify"
+    return builder.finish("trusted-on-first-use", how, None, agreement.pieces[tensor.name])
 
 
 def _transformation(tensor: LiveTensor, record: TensorRecord) -> str:

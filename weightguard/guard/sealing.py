@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TypeAlias
 
-from weightguard.finding import Finding
 from weightguard.guard.adapter import Adapter, Gap
 from weightguard.guard.baseline import Baseline, Key
 from weightguard.guard.casebook import Casebook
-from weightguard.guard.coverage import gap_findings, gaps_of
-from weightguard.guard.incident import Incident
+from weightguard.guard.coverage import gap_findings, gaps_of, live_coverage
+from weightguard.guard.deviations import Deviation
+from weightguard.guard.incident import REPAIRED, Incident
 from weightguard.guard.ledger import Place
-from weightguard.guard.mend import Golden
+from weightguard.guard.mend import Golden, Mender
+from weightguard.guard.metrics import COVERAGE_RATIO, REPAIRS
 from weightguard.guard.originals import Originals
-from weightguard.guard.scrub import Deviation
-from weightguard.guard.seal import Sealed, seal
+from weightguard.guard.restore import restoration
+from weightguard.guard.seal import Attempt, Sealed, seal
 from weightguard.guard.settings import Settings
+from weightguard.guard.shares import Declared
 from weightguard.manifest import Manifest
 
 ATTESTATION = "attestation"
 """Aspect of a place: whether what was sealed is what the manifest holds."""
+
+DIFFERENT = "WG401"
 
 Names: TypeAlias = Mapping[str, str]
 
@@ -37,16 +42,43 @@ class Sealing:
         casebook: Casebook,
     ):
         self._adapter, self._key, self._settings = adapter, key, settings
-        self._originals = golden if isinstance(golden, Originals) else None
+        self._golden, self._mender = golden, Mender(adapter, key, golden)
         self._casebook = casebook
         self._known_gaps: tuple[Gap, ...] = ()
 
     def seal(self, manifest: Manifest | None, names: Names | None) -> Sealed:
-        """Read all live tensors once. See ``seal``."""
-        told = self._settings
-        return seal(
-            self._adapter, self._key, manifest, names, told.threads, self._originals, told.pieces
-        )
+        """Read all live tensors once, and damaged ones again after a repair. See ``seal``.
+
+        Where repair is a reaction, tensors that differ from their records are put right first,
+        unless none is the manifest's: then it is the manifest of another model.
+        """
+        declared = self._settings.declared
+        sealed = self._read(manifest, names, declared)
+        entries = sealed.baseline.tensors.values()
+        known = any(entry.attestation != "trusted-on-first-use" for entry in entries)
+        if manifest is None or not known or "repair" not in self._settings.on_incident:
+            return sealed
+        attempts = tuple(self._attempts(sealed, manifest))
+        if any(outcome.rule == REPAIRED for attempt in attempts for outcome in attempt.outcomes):
+            settled = declared.settled_as(sealed.baseline.tensors, sealed.findings)
+            sealed = self._read(manifest, names, settled)
+        return replace(sealed, attempts=attempts)
+
+    def _read(self, manifest: Manifest | None, names: Names | None, declared: Declared) -> Sealed:
+        threads, golden = self._settings.threads, self._golden
+        originals = golden if isinstance(golden, Originals) else None
+        return seal(self._adapter, self._key, manifest, names, threads, originals, declared)
+
+    def _attempts(self, sealed: Sealed, manifest: Manifest) -> Iterator[Attempt]:
+        for found in sealed.findings:
+            entry = sealed.baseline.tensors.get(found.location.tensor or "")
+            if found.rule != DIFFERENT or entry is None:
+                continue
+            told = restoration(self._adapter, entry, manifest, self._key, self._golden)
+            if told is not None:
+                outcomes = [self._mender.attempt(told.entry, ref) for ref in told.blocks]
+                self._settings.metrics.add(REPAIRS, sum(held for held, _ in outcomes))
+                yield Attempt(found, tuple(outcome for _, outcome in outcomes))
 
     def begin(self, baseline: Baseline, former: Baseline | None = None) -> None:
         """Strike what was open of a former baseline, but for what still is no better attested.
@@ -56,16 +88,25 @@ class Sealing:
         """
         same = () if former is None else former.tensors.keys() - former.changed(baseline)
         self._casebook.begin_again({Place(name, aspect=ATTESTATION) for name in same})
+        coverage = live_coverage(baseline.attestations, gaps_of(self._adapter))
+        self._settings.metrics.set(COVERAGE_RATIO, coverage.ratio)
 
-    def incidents(self, findings: Iterable[Finding]) -> list[Incident]:
+    def incidents(self, sealed: Sealed) -> list[Incident]:
         """Take down what sealing found: what differs from the manifest, and what is not guarded."""
-        incidents = []
         gaps = gaps_of(self._adapter)
         news, self._known_gaps = gaps if gaps != self._known_gaps else (), gaps
-        for found in (*findings, *gap_findings(news)):
+        incidents: list[Incident] = []
+        for found in (*sealed.findings, *gap_findings(news)):
             if found.rule.startswith("WG4"):
                 place = Place(found.location.tensor or "", aspect=ATTESTATION)
                 incidents += self._casebook.take([Deviation(place, found.rule, found)])
             else:
                 incidents.append(self._casebook.note(found))
+        open_ = {i.tensor: i for i in incidents if i.code == DIFFERENT}
+        for attempt in sealed.attempts:
+            cause = open_.get(attempt.found.location.tensor)
+            if cause is None:
+                cause = self._casebook.note(attempt.found)
+                incidents.append(cause)
+            incidents += [self._casebook.note(told, cause.number) for told in attempt.outcomes]
         return incidents

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,9 +12,9 @@ import msgspec
 
 from weightguard.guard.coverage import LiveCoverage
 from weightguard.guard.metrics import MemoryMetrics, Metrics
-from weightguard.guard.pieces import Piece
 from weightguard.guard.reactions import Reaction
 from weightguard.guard.schedule import Pace, Random
+from weightguard.guard.shares import Declared
 
 DEFAULT_REACTIONS: tuple[Reaction, ...] = ("log", "metrics", "repair")
 
@@ -23,9 +23,10 @@ DEFAULT_REACTIONS: tuple[Reaction, ...] = ("log", "metrics", "repair")
 class Settings:
     """How a guard works.
 
-    ``name`` is what reports call the model. ``step_bytes`` are checked before each forward pass,
-    and ``pace`` is that of the background thread, None for none. ``threads`` seal.
-    ``pieces`` declares of which attested byte ranges a live tensor is made up, by its name.
+    ``name`` is what reports call the model. ``pace`` is that of the background thread, None for
+    none. ``step_bytes`` are checked from one forward pass to the next; the pass pays for what the
+    thread did not reach meanwhile. ``threads`` seal. ``declared`` says of which attested bytes live
+    tensors are made up, by name, and which of them several processes verify together.
     """
 
     name: str = "model"
@@ -34,7 +35,7 @@ class Settings:
     step_bytes: int = 0
     threads: int = 1
     metrics: Metrics = field(default_factory=MemoryMetrics)
-    pieces: Mapping[str, Sequence[Piece]] = field(default_factory=dict)
+    declared: Declared = field(default_factory=Declared)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,10 @@ from weightguard.finding import Finding, finding
 from weightguard.guard.baseline import Baseline
 from weightguard.guard.discrepancies import MAX_LISTED, unattested
 from weightguard.guard.incident import DECLARED_UPDATE
+from weightguard.guard.seal import Sealed
 
 
-def kept(former: Baseline, new: Baseline) -> tuple[Baseline, tuple[Finding, ...]]:
+def kept(former: Baseline, new: Baseline) -> Sealed:
     """Return ``new``, in which tensors that did not change keep what vouched for them."""
     entries = []
     for name, entry in new.tensors.items():
@@ -16,7 +17,7 @@ def kept(former: Baseline, new: Baseline) -> tuple[Baseline, tuple[Finding, ...]
         same = old is not None and entry.equals(old)
         entries.append(entry.vouched_like(old) if old is not None and same else entry)
     changed = [entry for entry in entries if entry.tensor.name in set(former.changed(new))]
-    return Baseline.of(entries), tuple(unattested(changed, None))
+    return Sealed(Baseline.of(entries), tuple(unattested(changed, None)))
 
 
 def declared(former: Baseline, new: Baseline) -> Finding:

@@ -31,13 +31,13 @@ class Vouchers:
         manifest: Manifest | None,
         names: Mapping[str, str],
         originals: Originals | None,
-        pieces: Mapping[str, Sequence[Piece]] | None = None,
+        pieces: Mapping[str, Sequence[Piece]],
     ):
         """``names`` maps live tensors to the manifest's where they are called differently.
 
         ``pieces`` declares, by live name, of which attested byte ranges a tensor is made up.
         """
-        self.originals, self.pieces = originals, pieces or {}
+        self.originals, self.pieces = originals, pieces
         records = {} if manifest is None else manifest.document.tensors
         self.manifest, self.records, self._names = manifest, records, names
         self.algorithm: DigestAlgorithm = (

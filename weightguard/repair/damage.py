@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from weightguard.locate import RowDelta
 from weightguard.manifest import Manifest
 from weightguard.progress import Meter
-from weightguard.repair.target import Target, tensors_of
 from weightguard.scan.fingerprint import TensorFingerprint, UIntArray
 from weightguard.scan.stream import scan_tensors
 from weightguard.tensor import TensorView
@@ -85,9 +84,15 @@ class _Watch:
 
 
 def find_damage(
-    target: Target, manifest: Manifest, threads: int | None, meter: Meter
+    tensors: Iterable[TensorView],
+    manifest: Manifest,
+    threads: int | None = None,
+    meter: Meter | None = None,
 ) -> dict[int, Damage]:
-    """Return the damaged tensors by number, each with its bad blocks and rows."""
+    """Return the damaged tensors by number, each with its bad blocks and rows.
+
+    ``tensors`` bear the names, dtypes and shapes of the manifest's records.
+    """
     numbers, budget = manifest.numbers, _Budget()
     found: dict[int, Damage] = {}
 
@@ -95,5 +100,5 @@ def find_damage(
         return [_Watch(numbers[tensor.name], manifest, budget, found)]
 
     algorithm = manifest.document.digest_algorithm
-    scan_tensors(tensors_of(target), observe, digest=algorithm, threads=threads, meter=meter)
+    scan_tensors(tensors, observe, digest=algorithm, threads=threads, meter=meter)
     return found

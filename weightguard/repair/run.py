@@ -199,8 +199,9 @@ class _Repair:
             return
         self.readable = True
         self._refuse_inside(sum(i.stored.file is not None for i in self.target.images.values()))
-        meter = Meter(sum(t.nbytes for t in tensors_of(self.target)), self._means.progress)
-        self._damages = find_damage(self.target, self._manifest, self._means.threads, meter)
+        tensors = [*tensors_of(self.target)]
+        meter = Meter(sum(tensor.nbytes for tensor in tensors), self._means.progress)
+        self._damages = find_damage(tensors, self._manifest, self._means.threads, meter)
         healed = self._heal_tensors(parity)
         self._containers = restore_containers(self.target, parity, self._damages, healed)
         images = self.target.images.values()

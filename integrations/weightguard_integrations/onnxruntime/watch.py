@@ -142,7 +142,7 @@ class CanaryWatch:
 
 def _known_damaged(guard: Guard) -> bool:
     """Return whether a weight deviates that was not put back: no run would tell more."""
-    return any(incident.code == CORRUPTION for incident in guard.open)
+    return any(found.rule == CORRUPTION for found in guard.report().findings)
 
 
 def bytes_are_sound(guard: Guard) -> bool:

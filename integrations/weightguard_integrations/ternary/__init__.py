@@ -3,8 +3,8 @@
 ``PackedTernary`` and ``PackedInt8`` hold weights in the layout of docs/spec/ternary-layout-v1.md.
 ``.linear(x)`` quantises each token of x to int8, multiplies exactly in integers, and proves with
 check rows that ran through the same kernel that weights, activations, accumulators and scales were
-those that were packed. Needs the compiled kernel: without a C++17 compiler at installation, the
-import says so.
+those that were packed. ``TernaryAdapter`` puts them under a guard. Needs the compiled kernel:
+without a C++17 compiler at installation, the import says so.
 """
 
 from weightguard_integrations.ternary.engine import (
@@ -14,15 +14,16 @@ from weightguard_integrations.ternary.engine import (
     select_isa,
     set_num_threads,
 )
-from weightguard_integrations.ternary.incident import ProductIncident
-from weightguard_integrations.ternary.matrix import OnFault, PackedInt8, PackedMatrix, PackedTernary
+from weightguard_integrations.ternary.live import TernaryAdapter
+from weightguard_integrations.ternary.matrix import OnFault, PackedMatrix
+from weightguard_integrations.ternary.packed import PackedInt8, PackedTernary
 
 __all__ = [
     "OnFault",
     "PackedInt8",
     "PackedMatrix",
     "PackedTernary",
-    "ProductIncident",
+    "TernaryAdapter",
     "available_isas",
     "isa",
     "num_threads",

@@ -1,12 +1,22 @@
-"""What a checked product or a check of packed bytes found, and what was done about it."""
+"""What a checked product or a look at stored bytes found, in the words of the guard."""
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
 
-from weightguard.finding import Finding
+import numpy as np
+
+from weightguard.finding import Finding, finding
+from weightguard.guard.mend import Diagnosis
+from weightguard.guard.schedule import BlockRef
+from weightguard_integrations.ternary.live import SCALE
+from weightguard_integrations.ternary.place import Geometry
+
+PRODUCT, STORED = "WG920", "WG921"
+MAX_LISTED = 100
+"""Tokens or changed elements that a finding names."""
 
 Action: TypeAlias = Literal["raised", "marked", "recomputed", "repaired"]
 
@@ -35,16 +45,62 @@ _WORDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ProductIncident:
-    """One alarm of a product: a finding, and what was done.
+def product_finding(
+    layer: str, alarms: bytes, stored: Sequence[Finding], action: Action
+) -> Finding:
+    """Return WG920 for a product: which layer, row and tile, what disagreed, what was done.
 
-    ``at`` is seconds since the epoch; ``tokens`` the flat indices of the products concerned;
-    ``causes`` the findings about stored bytes that explain it, none for a passing fault.
+    ``alarms`` is one byte a token; ``stored`` are findings about stored bytes that explain it,
+    none for a passing fault.
     """
+    tokens = [token for token, alarm in enumerate(alarms) if alarm]
+    kinds = Alarm(0)
+    for alarm in alarms:
+        kinds |= Alarm(alarm)
+    cause = "stored bytes changed" if stored else "no stored byte changed: a passing fault"
+    changes = [change for found in stored for change in found.evidence["changes"]]
+    return finding(
+        PRODUCT,
+        f"a checked product disagreed in {len(tokens)} of {len(alarms)} tokens; {cause}; {action}",
+        tensor=layer,
+        row=changes[0]["row"] if changes else None,
+        evidence={
+            "disagreed": kinds.words,
+            "tokens": tokens[:MAX_LISTED],
+            "tile": changes[0].get("tile") if changes else None,
+            "action": action,
+        },
+    )
 
-    at: float
-    finding: Finding
-    action: Action
-    tokens: tuple[int, ...]
-    causes: tuple[Finding, ...]
+
+def stored_finding(layer: str, geometry: Geometry, ref: BlockRef, diagnosis: Diagnosis) -> Finding:
+    """Return WG921 for one damaged block of the packed bytes, or for the scales."""
+    scales = ref.tensor.endswith(f".{SCALE}")
+    changes = [
+        _change(geometry, element.index, scales=scales)
+        | {"old": element.old_bits, "new": element.new_bits, "confirmed": element.confirmed}
+        for element in diagnosis.elements[:MAX_LISTED]
+    ]
+    what = "the scales" if scales else f"bytes in block {ref.block} of the packed weights"
+    return finding(
+        STORED,
+        f"{what} changed since they were packed",
+        tensor=layer,
+        block=None if scales else ref.block,
+        row=changes[0]["row"] if changes else None,
+        evidence={"changes": changes},
+    )
+
+
+def _change(geometry: Geometry, index: tuple[int, ...], *, scales: bool) -> dict[str, Any]:
+    if scales:
+        return {"row": index[0]}
+    offset = int(np.ravel_multi_index(index, (geometry.all_groups, geometry.group_bytes)))
+    place = geometry.place(offset)
+    return {
+        "offset": offset,
+        "row": place.row,
+        "columns": list(place.columns),
+        "tile": place.tile,
+        "check_row": place.check,
+    }

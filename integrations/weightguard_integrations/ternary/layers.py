@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -14,30 +15,64 @@ import torch
 from torch import nn
 
 from weightguard import WeightguardError
+from weightguard.guard import Hearing
+from weightguard_integrations.ternary.folder import read_others, read_packed
 from weightguard_integrations.ternary.imports import absmean, as_float32
-from weightguard_integrations.ternary.matrix import (
-    OnFault,
-    PackedInt8,
-    PackedMatrix,
-    PackedTernary,
-    Verify,
-)
-from weightguard_integrations.ternary.ternarize import read_others, read_packed
+from weightguard_integrations.ternary.live import PARTS
+from weightguard_integrations.ternary.matrix import OnFault, PackedMatrix, Verify
+from weightguard_integrations.ternary.packed import PackedInt8, PackedTernary
+
+
+class PackedWeight(nn.Module):
+    """The packed matrix of a layer and its weights in full precision, as buffers.
+
+    ``packed`` and ``scale`` share the kernel's memory, whatever is done to the module: who guards
+    live tensors guards what runs. ``kept_index`` (int64 [n, 2]: row, column) and ``kept_value``
+    (float32 [n]) are there only if weights are kept. None is saved with a state: a packed layer
+    is made anew from attested weights.
+    """
+
+    packed: torch.Tensor
+    scale: torch.Tensor
+    kept_index: torch.Tensor
+    kept_value: torch.Tensor
+
+    def __init__(self, matrix: PackedMatrix, kept: Sequence[tuple[int, int, float]] = ()):
+        super().__init__()
+        self.matrix, self.kept = matrix, len(kept)
+        self._share()
+        if kept:
+            index = torch.tensor([place for *place, _ in kept])
+            values = torch.tensor([value for *_, value in kept], dtype=torch.float32)
+            self.register_buffer("kept_index", index, persistent=False)
+            self.register_buffer("kept_value", values, persistent=False)
+
+    def _share(self) -> None:
+        matrix = self.matrix
+        for name, array in (("packed", matrix.groups), ("scale", matrix.scales)):
+            self.register_buffer(name, torch.from_numpy(array), persistent=False)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """Casts and moves of the model leave the matrix where the kernel reads it."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._share()
+        return self
+
+    def witness(self, hearing: Hearing) -> Callable[[], None]:
+        """See ``weightguard.guard.Witness``: what products with this matrix found."""
+        return self.matrix.witness(partial(hearing, PARTS))
+
+    def add_kept(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Add the products of the weights in full precision to ``y``."""
+        rows, columns = self.kept_index.unbind(1)
+        y.index_add_(-1, rows, (x[..., columns].float() * self.kept_value).to(y.dtype))
 
 
 class TernaryLinear(nn.Module):
     """A linear layer [..., K] -> [..., N] on a packed matrix; inference only, no gradients.
 
-    ``kept`` are weights in full precision: (row, column, what to add to the packed weight). The
-    packed bytes and scales are buffers that share the kernel's memory (not persistent: a packed
-    layer is made anew from attested weights), so that whoever guards live tensors covers them.
+    ``kept`` are weights in full precision: (row, column, value); the packed weight there is 0.
     """
-
-    packed_bytes: torch.Tensor
-    scale_bytes: torch.Tensor
-    kept_rows: torch.Tensor
-    kept_columns: torch.Tensor
-    kept_values: torch.Tensor
 
     def __init__(
         self,
@@ -50,21 +85,11 @@ class TernaryLinear(nn.Module):
         on_fault: OnFault = "raise",
     ):
         super().__init__()
-        self.packed, self.verify, self.on_fault = packed, verify, on_fault
+        self.weight = PackedWeight(packed, kept)
+        self.verify, self.on_fault = verify, on_fault
         self.out_features, self.in_features = packed.shape
         self.norm = norm
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        self.register_buffer("packed_bytes", torch.from_numpy(packed.packed), persistent=False)
-        scales = packed.scales.view(np.uint8)
-        self.register_buffer("scale_bytes", torch.from_numpy(scales), persistent=False)
-        rows, columns, values = zip(*kept, strict=True) if kept else ((), (), ())
-        self.register_buffer("kept_rows", torch.tensor(rows, dtype=torch.long), persistent=False)
-        self.register_buffer(
-            "kept_columns", torch.tensor(columns, dtype=torch.long), persistent=False
-        )
-        self.register_buffer(
-            "kept_values", torch.tensor(values, dtype=torch.float32), persistent=False
-        )
 
     @classmethod
     def from_linear(
@@ -82,10 +107,15 @@ class TernaryLinear(nn.Module):
         for row, column in keep:
             if not (0 <= row < weight.shape[0] and 0 <= column < weight.shape[1]):
                 raise ValueError(f"there is no weight [{row}, {column}] in {weight.shape}")
-            rest = float(weight[row, column]) - float(codes[row, column]) * float(scale)
-            kept.append((row, column, rest))
+            codes[row, column] = 0
+            kept.append((row, column, float(weight[row, column])))
         packed = PackedTernary.from_int8(codes, scale, name=name)
         return cls(packed, bias=linear.bias, kept=kept, **options)
+
+    @property
+    def packed(self) -> PackedMatrix:
+        """The packed matrix."""
+        return self.weight.matrix
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -94,16 +124,15 @@ class TernaryLinear(nn.Module):
             x = self.norm(x)
         x = x.detach()
         y: torch.Tensor = self.packed.linear(x, verify=self.verify, on_fault=self.on_fault)
-        if len(self.kept_rows):
-            rest = x[..., self.kept_columns].float() * self.kept_values
-            y.index_add_(-1, self.kept_rows, rest.to(y.dtype))
+        if self.weight.kept:
+            self.weight.add_kept(x, y)
         return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:
         """What print(model) shows of this layer."""
         return (
             f"{self.in_features}, {self.out_features}, {self.packed.kind}, verify={self.verify}, "
-            f"kept={len(self.kept_rows)}"
+            f"kept={self.weight.kept}"
         )
 
 
@@ -120,8 +149,8 @@ def load_ternary(
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    for name, packed, kept in read_packed(folder):
-        place = name.removesuffix(".weight")
+    for packed, kept in read_packed(folder):
+        name, place = packed.name, packed.name.removesuffix(".weight")
         linear = model.get_submodule(place)
         if not isinstance(linear, nn.Linear) or packed.shape != tuple(linear.weight.shape):
             raise WeightguardError(f"the model of config.json has no linear layer {name!r:.200}")

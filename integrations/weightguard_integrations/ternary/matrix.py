@@ -2,70 +2,75 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import math
+import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from weightguard.finding import Coverage, Finding, Report, finding, ordered
-from weightguard.scan.digest import BLOCK_BYTES, block_digest
-from weightguard_integrations.ternary import imports, operands, recovery
+from weightguard.finding import Coverage, Finding, Report, ordered
+from weightguard.guard import Incident
+from weightguard_integrations.ternary import operands, recovery
 from weightguard_integrations.ternary.engine import native
-from weightguard_integrations.ternary.incident import ProductIncident
+from weightguard_integrations.ternary.incident import stored_finding
+from weightguard_integrations.ternary.live import PACKED, SCALE, TernaryAdapter
 from weightguard_integrations.ternary.memory import packed_bytes
 from weightguard_integrations.ternary.operands import Array
 from weightguard_integrations.ternary.place import Geometry
-from weightguard_integrations.ternary.record import PackedRecord
+from weightguard_integrations.ternary.record import Copies, PackedRecord
 
 OnFault: TypeAlias = Literal["raise", "mark", "recompute", "repair"]
 Verify: TypeAlias = Literal["always", "off"]
 Drill: TypeAlias = tuple[int, int, int, int]
 """Where (0 activation, 1 accumulator, 2 token scale), token, index, and the bits to flip."""
+Watcher: TypeAlias = Callable[[Sequence[Finding]], None]
 
 ON_FAULT: tuple[OnFault, ...] = ("raise", "mark", "recompute", "repair")
 INCIDENTS_KEPT = 1000
 MAX_DIGITS = 40
 """More than any check vector needs."""
-MAX_LISTED = 100
-"""Changed bytes that a report's findings name."""
+
+LOGGER = logging.getLogger("weightguard.ternary")
+_serials = itertools.count(1)
 
 
 class PackedMatrix:
     """Weights [N, K] packed with their check rows; made by ``PackedTernary`` or ``PackedInt8``.
 
-    ``packed`` is a writable view of the packed bytes, for drills; ``incidents`` the last alarms of
-    products, newest last.
+    ``packed`` is a writable view of the packed bytes, for drills, and ``groups`` the same as
+    [groups, bytes of a group]; ``scales`` are the scales in use, float32, one or N of them.
+    ``incidents`` are what the last alarms of products came to, newest last: WG920 for the
+    product, then WG921 for stored bytes that explain it. ``serial`` is no other matrix's.
     """
 
-    _ternary: ClassVar[bool]
+    ternary: ClassVar[bool]
     kind: ClassVar[str]
 
     def __init__(
-        self, weight: NDArray[np.int8], scale: Any, *, name: str = "weight", golden: bool = False
-    ):
-        weight = _weights(weight, ternary=self._ternary)
-        rows, columns = weight.shape
-        digits, nbytes = native.measure(self._ternary, weight)
-        packed = packed_bytes(nbytes)
-        native.pack(self._ternary, weight, digits, packed)
-        self._hold(packed, _scales(scale, rows), Geometry(self._ternary, rows, columns, digits))
-        self.name = name
-        self._golden = packed.copy() if golden else None
-
-    def _hold(
-        self, packed: NDArray[np.uint8], scales: NDArray[np.float32], geometry: Geometry
-    ) -> None:
-        self.packed, self._scales, self.geometry = packed, scales, geometry
-        self._scales_kept = scales.copy()
-        self._scales_digest = _digest(scales)
-        self._record = PackedRecord.of(packed, geometry.all_groups)
+        self, packed: NDArray[np.uint8], scale: Any, geometry: Geometry, *, name: str = "weight",
+        golden: bool = False,
+    ):  # fmt: skip
+        """Hold packed bytes, which are believed; see ``from_int8`` and ``from_packed``."""
+        self.packed, self.geometry, self.name = packed, geometry, name
+        self.groups = packed.reshape(geometry.all_groups, geometry.group_bytes)
+        self.scales = _scales(scale, geometry.rows)
+        self.serial = next(_serials)
+        self.incidents: deque[Incident] = deque(maxlen=INCIDENTS_KEPT)
+        self._numbers = itertools.count(1)
+        self._watchers: tuple[Watcher, ...] = ()
         self._native = native.PackedMatrix(
-            self._ternary, geometry.rows, geometry.columns, geometry.digits, packed, scales,
-            native.scale_check(scales),
+            self.ternary, geometry.rows, geometry.columns, geometry.digits, packed, self.scales,
+            native.scale_check(self.scales),
         )  # fmt: skip
-        self.incidents: deque[ProductIncident] = deque(maxlen=INCIDENTS_KEPT)
+        copies = {f".{SCALE}": self.scales.view(np.uint8).copy()}
+        if golden:
+            copies[f".{PACKED}"] = packed.copy()
+        self._record = PackedRecord.of(self._live(), Copies(copies))
 
     @classmethod
     def from_int8(
@@ -76,7 +81,13 @@ class PackedMatrix:
         ``golden`` keeps a second copy of the packed bytes to repair from. Raises TypeError and
         ValueError for weights or scales that are none.
         """
-        return cls(weight, scale, name=name, golden=golden)
+        weight = _weights(weight, ternary=cls.ternary)
+        digits, nbytes = native.measure(cls.ternary, weight)
+        packed = packed_bytes(nbytes)
+        native.pack(cls.ternary, weight, digits, packed)
+        rows, columns = weight.shape
+        geometry = Geometry(cls.ternary, rows, columns, digits)
+        return cls(packed, scale, geometry, name=name, golden=golden)
 
     @classmethod
     def from_packed(
@@ -89,15 +100,14 @@ class PackedMatrix:
         padding, codes and check rows.
         """
         rows, columns = shape
-        geometry = Geometry(cls._ternary, rows, columns, digits)
+        geometry = Geometry(cls.ternary, rows, columns, digits)
         if min(rows, columns) < 1 or not 1 <= digits <= MAX_DIGITS:
             raise ValueError(f"no packed matrix has shape {shape} and {digits} digits")
         if packed.nbytes != geometry.all_groups * geometry.group_bytes:
             raise ValueError(f"{packed.nbytes} bytes are not those of a packed matrix of {shape}")
         given = np.ascontiguousarray(packed).reshape(-1)
-        claimed = cls.__new__(cls)
-        claimed._hold(given, _scales(scale, rows), geometry)
-        made = cls(claimed.unpack(), scale, name=name, golden=golden)
+        claimed = cls(given, scale, geometry)
+        made = cls.from_int8(claimed.unpack(), scale, name=name, golden=golden)
         if made.geometry != geometry or not np.array_equal(made.packed, given):
             raise ValueError("packed bytes and check rows contradict each other")
         return made
@@ -110,12 +120,7 @@ class PackedMatrix:
     @property
     def nbytes(self) -> int:
         """Bytes that a checked product reads: packed weights, check rows and scales."""
-        return self.packed.nbytes + self._scales.nbytes
-
-    @property
-    def scales(self) -> NDArray[np.float32]:
-        """The scales in use, one or N of them; a writable view, for drills."""
-        return self._scales
+        return self.packed.nbytes + self.scales.nbytes
 
     def linear(
         self,
@@ -133,7 +138,7 @@ class PackedMatrix:
         to int8 by its greatest magnitude (at least 1e-5), the products are exact integers, and
         one multiplication by the two scales ends it. A token with NaN or an infinity gives NaN.
 
-        ``verify="always"`` checks every product. On an alarm the incident is kept and, by
+        ``verify="always"`` checks every product. On an alarm the incident is kept and told and, by
         ``on_fault``: "raise" raises; "mark" writes NaN over the tokens' outputs; "recompute"
         computes again, once; "repair" first restores packed bytes and scales. What still fails
         raises IntegrityError, after NaN was written over the outputs concerned. ``drills`` flips
@@ -148,7 +153,7 @@ class PackedMatrix:
         rows, columns = self.shape
         source = operands.activations(x, columns)
         shape = (*source.array.shape[:-1], rows)
-        target = operands.new_output(x, shape) if out is None else operands.output(out, shape)
+        target = operands.new_output(source, shape) if out is None else operands.output(out, shape)
         tokens = math.prod(shape[:-1])
 
         def product(bits: tuple[Drill, ...] = ()) -> bytes | None:
@@ -170,127 +175,58 @@ class PackedMatrix:
 
     def check(self) -> Report:
         """Hash packed bytes and scales again; the report's findings are what changed."""
-        findings = [*self._packed_findings(), *self._scale_findings()]
         return Report(
             checkpoint=self.name,
             format=self.kind,
             complete=True,
-            findings=ordered(findings),
+            findings=ordered(
+                stored_finding(self.name, self.geometry, ref, diagnosis)
+                for ref, diagnosis in self._record.damage(self._live())
+            ),
             coverage=Coverage(1, 1, self.nbytes, self.nbytes),
         )
 
     def repair(self) -> Report:
         """Restore what residues, the golden copy and the kept scales can, then check again."""
-        if _digest(self._scales) != self._scales_digest:
-            self._scales[:] = self._scales_kept
-        self._record.repair(self.packed, self._golden)
+        self._record.repair(self._live())
         return self.check()
 
-    def _packed_findings(self) -> list[Finding]:
-        damaged = self._record.damaged(self.packed)
-        changes = self._record.changes(self.packed) if damaged else []
-        found = []
-        for block in damaged:
-            here = [c for c in changes if c.offset // BLOCK_BYTES == block]
-            places = [self.geometry.place(c.offset) for c in here]
-            found.append(
-                finding(
-                    "WG921",
-                    f"block {block} of the packed weights changed since they were packed",
-                    tensor=self.name,
-                    block=block,
-                    row=places[0].row if places else None,
-                    evidence={
-                        "consistent_with": [
-                            {
-                                "offset": c.offset,
-                                "old": c.old,
-                                "new": c.new,
-                                "row": p.row,
-                                "columns": list(p.columns),
-                                "tile": p.tile,
-                                "check_row": p.check,
-                            }
-                            for c, p in list(zip(here, places, strict=True))[:MAX_LISTED]
-                        ]
-                    },
-                )
-            )
-        return found
+    def witness(self, watcher: Watcher) -> Callable[[], None]:
+        """Have ``watcher`` called with the findings of each alarm; return what ends that.
 
-    def _scale_findings(self) -> list[Finding]:
-        if _digest(self._scales) == self._scales_digest:
-            return []
-        bits, kept = self._scales.view(np.uint32), self._scales_kept.view(np.uint32)
-        rows = np.flatnonzero(bits != kept).tolist()
-        return [
-            finding(
-                "WG921",
-                "scales of the packed weights changed since they were packed",
-                tensor=self.name,
-                row=rows[0] if rows else None,
-                evidence={"scales": rows[:MAX_LISTED]},
-            )
+        It says what they are instead of the log.
+        """
+        self._watchers = (*self._watchers, watcher)
+
+        def end() -> None:
+            self._watchers = tuple(other for other in self._watchers if other is not watcher)
+
+        return end
+
+    def note(self, found: Sequence[Finding]) -> list[Incident]:
+        """Keep and tell what an alarm came to: the product's finding, then what explains it."""
+        first = next(self._numbers)
+        numbers = (first, *itertools.islice(self._numbers, len(found) - 1))
+        incidents = [
+            Incident(number, time.time(), finding, None if number == first else first)
+            for number, finding in zip(numbers, found, strict=True)
         ]
+        self.incidents.extend(incidents)
+        for watcher in self._watchers:
+            watcher(found)
+        if not self._watchers:
+            for finding in found:
+                _log(self.name, finding)
+        return incidents
+
+    def _live(self) -> TernaryAdapter:
+        return TernaryAdapter({"": self})
 
 
-class PackedTernary(PackedMatrix):
-    """Weights of {-1, 0, 1}, four to a byte, with one scale, or one an output row."""
-
-    _ternary = True
-    kind = "packed ternary"
-
-    @classmethod
-    def from_master(cls, weight: Array, *, name: str = "weight", golden: bool = False) -> Self:
-        """Quantise float weights [N, K] by their mean magnitude (arXiv 2402.17764) and pack them.
-
-        Raises TypeError and ValueError for weights that are no finite matrix.
-        """
-        return cls(*imports.absmean(weight), name=name, golden=golden)
-
-    @classmethod
-    def from_hugging_face(
-        cls, packed: Array, weight_scale: Any, *, scale_divides: bool, name: str = "weight",
-        golden: bool = False,
-    ) -> Self:  # fmt: skip
-        """Pack transformers' BitNet uint8 [N/4, K]: row n + i * N/4 lies in bits 2i of row n.
-
-        ``scale_divides`` for ``BitLinear``, whose outputs are divided by ``weight_scale``;
-        ``AutoBitLinear`` multiplies. Raises ValueError for codes that are no weight.
-        """
-        return cls(
-            imports.hugging_face(packed),
-            imports.hugging_face_scale(weight_scale, divides=scale_divides),
-            name=name,
-            golden=golden,
-        )
-
-    @classmethod
-    def from_gguf(
-        cls, blocks: NDArray[np.uint8], kind: Literal["TQ1_0", "TQ2_0"], *, name: str = "weight",
-        golden: bool = False,
-    ) -> Self:  # fmt: skip
-        """Pack GGML blocks, uint8 [N, bytes of a row], whose scales are equal in each row.
-
-        Raises ValueError for others: this layout has one scale a row.
-        """
-        return cls(*imports.gguf(blocks, kind), name=name, golden=golden)
-
-
-class PackedInt8(PackedMatrix):
-    """int8 weights with one scale an output row, under the same check: lm_head and the like."""
-
-    _ternary = False
-    kind = "packed int8"
-
-    @classmethod
-    def from_float(cls, weight: Array, *, name: str = "weight", golden: bool = False) -> Self:
-        """Quantise float weights [N, K] by the greatest magnitude of each row, and pack them."""
-        return cls(*imports.absmax_rows(weight), name=name, golden=golden)
-
-
-def _digest(scales: NDArray[np.float32]) -> bytes:
-    return block_digest(scales.view(np.uint8).data)
+def _log(name: str, found: Finding) -> None:
+    # names come from files: nothing of them may look like another line
+    line = f"{found.rule} {name:.200}: {found.message}"
+    LOGGER.critical("%s", "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
 
 
 def _weights(weight: NDArray[np.int8], *, ternary: bool) -> NDArray[np.int8]:

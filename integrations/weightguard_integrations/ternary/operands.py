@@ -6,7 +6,9 @@ device and writability.
 
 from __future__ import annotations
 
+import functools
 import math
+import sys
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -28,7 +30,8 @@ class Operand(NamedTuple):
 
 def is_torch(array: Array) -> bool:
     """Whether this is a torch tensor."""
-    return type(array).__module__.partition(".")[0] == "torch" and hasattr(array, "data_ptr")
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
 
 
 def activations(x: Array, columns: int) -> Operand:
@@ -41,17 +44,21 @@ def activations(x: Array, columns: int) -> Operand:
     if not x.ndim or x.shape[-1] != columns:
         raise ValueError(f"x has shape {tuple(x.shape)}; its last dimension must be {columns}")
     if is_torch(x):
-        tensor = x.detach().contiguous()
-        return Operand(tensor, tensor.data_ptr(), number)
+        if not x.is_contiguous():
+            x = x.detach().contiguous()
+        return Operand(x, x.data_ptr(), number)
     if not (x.flags.c_contiguous and x.flags.aligned):
         x = np.array(x, order="C")
     return Operand(x, x.__array_interface__["data"][0], number)
 
 
-def new_output(x: Array, shape: tuple[int, ...]) -> Operand:
+def new_output(x: Operand, shape: tuple[int, ...]) -> Operand:
     """Return fresh memory of ``shape``, of x's kind and number format."""
-    out = x.detach().new_empty(shape) if is_torch(x) else np.empty(shape, x.dtype)
-    return output(out, shape)
+    if is_torch(x.array):
+        tensor = x.array.new_empty(shape)
+        return Operand(tensor, tensor.data_ptr(), x.number)
+    out = np.empty(shape, x.array.dtype)
+    return Operand(out, out.__array_interface__["data"][0], x.number)
 
 
 def output(out: Array, shape: tuple[int, ...]) -> Operand:
@@ -84,15 +91,26 @@ def fill_nan(out: Operand, tokens: list[int]) -> None:
 
 def _number(array: Array, what: str) -> int:
     if is_torch(array):
-        if array.device.type != "cpu":
+        if type(array).__name__ not in ("Tensor", "Parameter"):
+            raise TypeError(f"{what} is a {type(array).__name__}, whose memory is not its own")
+        if not array.is_cpu:
             raise TypeError(f"{what} is on {array.device}; the kernel runs on the CPU")
         if array.layout.__repr__() != "torch.strided":
             raise TypeError(f"{what} must be a dense tensor, not {array.layout}")
-        name = str(array.dtype).removeprefix("torch.")
-    elif isinstance(array, np.ndarray):
-        name = array.dtype.name if array.dtype.isnative else f"byte-swapped {array.dtype.name}"
-    else:
+    elif not isinstance(array, np.ndarray):
         raise TypeError(f"{what} must be a NumPy array or torch tensor, not {type(array).__name__}")
-    if name not in NUMBERS:
-        raise TypeError(f"{what} is {name}; it must be {', '.join(NUMBERS)}")
-    return NUMBERS[name]
+    number = _number_of(array.dtype)
+    if number is None:
+        raise TypeError(f"{what} is {_name(array.dtype)}; it must be {', '.join(NUMBERS)}")
+    return number
+
+
+@functools.cache  # asked for twice a product, and slower to tell than a small product to compute
+def _number_of(dtype: Any) -> int | None:
+    return NUMBERS.get(_name(dtype))
+
+
+def _name(dtype: Any) -> str:
+    if not isinstance(dtype, np.dtype):
+        return str(dtype).removeprefix("torch.")
+    return dtype.name if dtype.isnative else f"byte-swapped {dtype.name}"

@@ -1,24 +1,18 @@
-"""What follows an alarm of a product: look at the stored bytes, act as told, keep the incident."""
+"""What follows an alarm of a product: look at the stored bytes, act as told, say what it was."""
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from weightguard.errors import IntegrityError
-from weightguard.finding import Coverage, Finding, Report, finding, ordered
-from weightguard_integrations.ternary.incident import Action, Alarm, ProductIncident
+from weightguard.finding import Coverage
+from weightguard.guard.incident import report
+from weightguard_integrations.ternary.incident import Action, product_finding
 from weightguard_integrations.ternary.operands import Operand, fill_nan
 
 if TYPE_CHECKING:
     from weightguard_integrations.ternary.matrix import OnFault, PackedMatrix
-
-LOGGER = logging.getLogger("weightguard.ternary")
-
-MAX_LISTED = 100
-"""Tokens that a finding names."""
 
 
 def handle(
@@ -28,64 +22,28 @@ def handle(
     out: Operand,
     on_fault: OnFault,
 ) -> None:
-    """Act on ``alarms``, one byte a token, and keep the incident.
+    """Act on ``alarms``, one byte a token, and have the incidents kept and told.
 
     Returns when the outputs are right, or marked as the caller asked. Raises IntegrityError with
-    the incident's findings otherwise, with NaN in place of the outputs concerned.
+    the incidents' findings otherwise, with NaN in place of the outputs concerned.
     """
-    causes = matrix.check().findings
+    stored = matrix.check().findings
     tokens = [token for token, alarm in enumerate(alarms) if alarm]
     action: Action = "raised"
     if on_fault == "mark":
         action = "marked"
     elif on_fault != "raise":
-        if on_fault == "repair" and causes:
+        if on_fault == "repair" and stored:
             matrix.repair()
         again = product()
         if again is None:
-            action = "repaired" if on_fault == "repair" and causes else "recomputed"
+            action = "repaired" if on_fault == "repair" and stored else "recomputed"
         else:
             tokens = [token for token, alarm in enumerate(again) if alarm]
-    incident = ProductIncident(
-        time.time(), _finding(matrix, alarms, causes, action), action, tuple(tokens), causes
-    )
-    matrix.incidents.append(incident)
-    for found in (incident.finding, *causes):
-        _log(matrix.name, found)
     if action in ("raised", "marked"):
         fill_nan(out, tokens)
+    found = product_finding(matrix.name, alarms, stored, action)
+    incidents = matrix.note([found, *stored])
     if action == "raised":
-        raise IntegrityError(_report(matrix, incident))
-
-
-def _finding(
-    matrix: PackedMatrix, alarms: bytes, causes: tuple[Finding, ...], action: Action
-) -> Finding:
-    tokens = [token for token, alarm in enumerate(alarms) if alarm]
-    kinds = Alarm(0)
-    for alarm in alarms:
-        kinds |= Alarm(alarm)
-    cause = "stored bytes changed" if causes else "no stored byte changed: a passing fault"
-    return finding(
-        "WG920",
-        f"a checked product disagreed in {len(tokens)} of {len(alarms)} tokens; {cause}",
-        tensor=matrix.name,
-        row=causes[0].location.row if causes else None,
-        evidence={"disagreed": kinds.words, "tokens": tokens[:MAX_LISTED], "action": action},
-    )
-
-
-def _log(name: str, found: Finding) -> None:
-    # names come from files: nothing of them may look like another line
-    line = f"{found.rule} {name:.200}: {found.message}"
-    LOGGER.critical("%s", "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
-
-
-def _report(matrix: PackedMatrix, incident: ProductIncident) -> Report:
-    return Report(
-        checkpoint=matrix.name,
-        format=matrix.kind,
-        complete=True,
-        findings=ordered((incident.finding, *incident.causes)),
-        coverage=Coverage(1, 1, matrix.nbytes, matrix.nbytes),
-    )
+        coverage = Coverage(1, 1, matrix.nbytes, matrix.nbytes)
+        raise IntegrityError(report(matrix.name, incidents, coverage))

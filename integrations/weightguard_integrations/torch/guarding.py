@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from weightguard import IntegrityError, Manifest, WeightguardError
 from weightguard.calibration import Calibration
-from weightguard.finding import Finding, finding
+from weightguard.finding import Finding, Report, finding
 from weightguard.guard import (
     GoldenCheckpoint,
     Guard,
@@ -29,9 +29,16 @@ from weightguard.guard.incident import CANARY, RUNTIME_EXCEPTION, SENTINEL, UNCO
 from weightguard.guard.ledger import Place
 from weightguard.guard.quantities import parse_bytes, parse_rate, parse_seconds
 from weightguard.guard.reactions import Reaction
+from weightguard.guard.shares import Declared, Ranks
 from weightguard_integrations.torch.live import TorchAdapter, root_of
 from weightguard_integrations.torch.live_canary import LiveCanary
-from weightguard_integrations.torch.sentinels import Alarm, Sentinels, find_block_list
+from weightguard_integrations.torch.sentinels import (
+    Alarm,
+    Sentinels,
+    find_block_list,
+    find_width,
+)
+from weightguard_integrations.torch.shards import declaration
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,6 +48,8 @@ PathOrManifest: TypeAlias = str | os.PathLike[str] | Manifest
 LOGGER = logging.getLogger("weightguard.guard")
 ALARM_PERIOD = 60.0
 """Seconds in which sentinels have all weights checked once: no prompt shall stall a server."""
+SENTINEL_PERIOD = 1.0
+"""Seconds after which a background thread reads sentinels that no forward pass read."""
 _CANARY = Place("", aspect="canary")
 
 _guards: weakref.WeakKeyDictionary[nn.Module, weakref.ref[TorchGuard]] = weakref.WeakKeyDictionary()
@@ -58,6 +67,7 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
     golden: str | os.PathLike[str] | None = None,
     names: Mapping[str, str] | None = None,
     pieces: Mapping[str, Sequence[Piece]] | None = None,
+    ranks: Ranks | None = None,
     metrics: Metrics | None = None,
     threads: int = 1,
 ) -> TorchGuard:
@@ -66,36 +76,47 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
     Every parameter and buffer is read once and compared with ``manifest`` (a path or an open
     one), by name, by content, and through casts that lose no bits; without a manifest all are
     trusted as they are found, and an incident says so. ``scrub`` is the rate of the background
-    thread, None for none; ``step_budget`` is checked before each forward pass. With ``sentinels``
+    thread, None for none; ``step_budget`` is checked from one forward pass to the next: before it
+    begins, what the thread did not reach meanwhile. With ``sentinels``
     activations are held to the limits of a calibrated manifest; ``canary`` is how often its
     canary runs, beside the requests. ``golden`` is a
     checkpoint that damage beyond the residues is repaired from. ``names`` maps names of live
     tensors to the manifest's; ``pieces`` says of which attested byte ranges a fused or sliced one
-    is made up (``packed_pieces``). Raises WeightguardError for the manifest of another model, for
+    is made up (``packed_pieces``), and ``ranks`` (``GroupRanks(group)``) who verifies together
+    those that are not whole rows. DTensors need neither, as they say how they are split. Then,
+    as with ``ranks``, sealing is a collective call of all their ranks, here and in an update that
+    names a manifest. Raises WeightguardError for the manifest of another model, for
     pieces that cannot be, and for a model that an open guard watches already; ManifestError and
     CheckpointError for paths that
     cannot be read.
     """
-    settings = Settings(
-        name=type(root_of(model)).__name__,
-        on_incident=on_incident,
-        pace=None if scrub is None else Pace(parse_rate(scrub)),
-        step_bytes=parse_bytes(step_budget),
-        threads=threads,
-        metrics=metrics or MemoryMetrics(),
-        pieces=pieces or {},
-    )
     watched = _guards.get(root_of(model), lambda: None)()
     if watched is not None and not watched.closed:
         raise WeightguardError("this model has a guard already: close that one first")
     copy = None if golden is None else GoldenCheckpoint(golden)
     try:
         with opened(manifest) as read:
-            made = TorchGuard(TorchAdapter(model), read, settings, names=names, golden=copy)
+            adapter = TorchAdapter(model)
+            declared = Declared()
+            if read is not None:
+                live = dict(adapter.named())
+                declared = declaration(live, read, names or {}, pieces or {}, ranks)
+            settings = Settings(
+                name=type(root_of(model)).__name__,
+                on_incident=on_incident,
+                pace=None if scrub is None else Pace(parse_rate(scrub)),
+                step_bytes=parse_bytes(step_budget),
+                threads=threads,
+                metrics=metrics or MemoryMetrics(),
+                declared=declared,
+            )
+            made = TorchGuard(adapter, read, settings, names=names, golden=copy)
             made.pin_super_weights(read)
             calibration = None if read is None else read.document.calibration
             if canary is not None and calibration is not None:
-                made.set_canary(calibration.canary.tokens, parse_seconds(canary))
+                made.set_canary(
+                    calibration.canary.tokens, parse_seconds(canary), calibration.canary.tolerances
+                )
             if sentinels and calibration is not None:
                 made.set_sentinels(calibration)
     except BaseException:
@@ -115,13 +136,15 @@ class TorchGuard(Guard):
     _sentinels: Sentinels | None = None
     _alarmed: float = -ALARM_PERIOD
 
-    def set_canary(self, tokens: Sequence[int], period: float) -> None:
+    def set_canary(
+        self, tokens: Sequence[int], period: float, tolerances: Mapping[str, float] | None = None
+    ) -> None:
         """Record what the model answers ``tokens`` now, and ask again every ``period`` seconds.
 
-        For a language model, before the guard is started.
+        For a language model, before the guard is started. ``tolerances``: see LiveCanary.
         """
         assert isinstance(self.adapter, TorchAdapter)
-        self._canary = LiveCanary(self.adapter.root, tokens)
+        self._canary = LiveCanary(self.adapter.root, tokens, tolerances or {})
         self._presence.add(Background(self.run_canary, lambda: period, "weightguard-canary"))
 
     def run_canary(self) -> bool:
@@ -140,6 +163,8 @@ class TorchGuard(Guard):
         except IntegrityError:
             return False  # the forward pass raised what is known already
         except Exception as error:
+            if self.closed:
+                return False  # it was closed meanwhile, and checks no more
             LOGGER.exception("the canary could not run")
             message = f"the canary raised {type(error).__name__}: {error}"[:500]
             self.report_incident(_CANARY, finding(RUNTIME_EXCEPTION, message))
@@ -161,13 +186,13 @@ class TorchGuard(Guard):
         if calibration is None:
             return
         count = len(calibration.activation_bounds)
-        blocks = find_block_list(self.adapter.root, count)
-        if blocks is None:
-            message = f"no list of {count} blocks was found, so their activations are not watched"
-            self.note(finding(UNCOVERED, message))
+        blocks, width = find_block_list(self.adapter.root, count), find_width(self.adapter.root)
+        if blocks is None or width is None:
+            what = f"list of {count} blocks" if blocks is None else "hidden_size of a configuration"
+            self.note(finding(UNCOVERED, f"no {what} was found, so activations are not watched"))
         else:
             self._sentinels = Sentinels(
-                blocks, calibration.massive_activations, calibration.activation_bounds
+                blocks, calibration.massive_activations, calibration.activation_bounds, width
             )
 
     def step(self) -> None:
@@ -181,15 +206,33 @@ class TorchGuard(Guard):
 
         Where they were not, WG905 says so, and all weights are checked, once a minute at most.
         """
-        with self._gate.check() as let_in:
-            alarms = self._sentinels.read() if let_in and self._sentinels is not None else []
-        if not alarms:
+        if not self._sentinels_alarmed():
             return True
-        self.note(sentinel_finding(alarms))
         if time.monotonic() - self._alarmed >= ALARM_PERIOD:
             self._alarmed = time.monotonic()
             self.check()
         return False
+
+    def _sentinels_alarmed(self) -> bool:
+        """Say what left its limits since the last alarm; return whether anything did."""
+        with self._gate.check() as let_in:
+            sentinels = self._sentinels
+            alarms = sentinels.read() if let_in and sentinels is not None else []
+        if alarms:
+            self.note(sentinel_finding(alarms))
+        return bool(alarms)
+
+    def check(self) -> Report:
+        """Check every block now, and what the last forward pass left. See Guard."""
+        self._sentinels_alarmed()
+        return super().check()
+
+    def _plan_scrubbing(self) -> None:
+        """Have blocks checked beside the forward passes, and what the last pass left. See Guard."""
+        super()._plan_scrubbing()
+        if self.settings.pace is not None:
+            read = Background(self.read_sentinels, lambda: SENTINEL_PERIOD, "weightguard-sentinels")
+            self._presence.add(read)
 
     def pin_super_weights(self, manifest: Manifest | None) -> None:
         """Compare the exact bits of the manifest's super weights before each forward pass."""

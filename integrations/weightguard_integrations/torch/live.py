@@ -1,18 +1,29 @@
-"""The live tensors of a PyTorch model: parameters and buffers, read and written where they lie."""
+"""The live tensors of a PyTorch model: parameters and buffers, read and written where they lie.
+
+Those in a GPU's memory are summed up there (``distant``); bytes of them are copied to the host
+where they are sealed against a manifest, and where something is wrong.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from weightguard.guard import AdapterError, Gap, LiveTensor, Token
+from weightguard.finding import Finding
+from weightguard.guard import AdapterError, Gap, Hearing, LiveTensor, Token, Witness
+from weightguard.tensor import row_layout
+from weightguard_integrations.torch.distant import Answer, Devices, capturing
 from weightguard_integrations.torch.dtypes import dtype_of
 from weightguard_integrations.torch.entrance import Entrance
+from weightguard_integrations.torch.hidden import HiddenWeights, nbytes_of
+from weightguard_integrations.torch.shards import is_dtensor, kept_shards, local_part
 
 if TYPE_CHECKING:
     import torch
@@ -28,16 +39,21 @@ class _Named(NamedTuple):
 
 
 class TorchAdapter:
-    """Parameters and buffers of one module, tied ones once, in CPU memory.
+    """Parameters and buffers of one module, tied ones once, in CPU or GPU memory.
 
-    Reads are views of the live memory, for tensors that are not contiguous copies of the rows
-    asked for. Writes go beneath autograd and leave version counters alone.
+    Reads are views of the live memory, for tensors that are not contiguous or not the CPU's copies
+    of the bytes asked for. Writes go beneath autograd and leave version counters alone.
     """
 
-    def __init__(self, model: nn.Module):
-        """Take the root module, compiled or not."""
+    def __init__(self, model: nn.Module, *, distant: bool = False):
+        """Take the root module, compiled or not.
+
+        With ``distant`` CPU memory is treated as a device's, too: for trials where there is none.
+        """
         self._entrance, self._root = model, root_of(model)
         self._aliases: dict[str, tuple[str, ...]] = {}
+        self._distant, self._devices = distant, Devices()
+        self._kept, self._hidden = kept_shards(self._root), HiddenWeights(self._root)
 
     @property
     def root(self) -> nn.Module:
@@ -59,36 +75,70 @@ class TorchAdapter:
 
     def describe(self, name: str) -> LiveTensor | None:
         """See Adapter."""
-        tensor = self._find(name)
+        whole = self._find(name)
+        tensor = None if whole is None else local_part(whole)
         dtype = None if tensor is None else dtype_of(tensor)
-        if tensor is None or dtype is None or _obstacle(tensor) is not None:
+        if whole is None or tensor is None or dtype is None or _obstacle(tensor) is not None:
             return None
-        token = Token(tensor.data_ptr(), _version(tensor), self._variant(name))
-        return LiveTensor(name, dtype, tuple(tensor.shape), token, self._aliases.get(name, ()))
+        # torch counts what is written through a DTensor there, and not at its local part
+        version = _version(tensor) + (_version(whole) if whole is not tensor else 0)
+        token = Token(tensor.data_ptr(), version, self._variant(name))
+        aliases, distant = self._aliases.get(name, ()), self._distant or _is_distant(tensor)
+        return LiveTensor(name, dtype, tuple(tensor.shape), token, aliases, distant)
 
     def read(self, name: str, start: int, stop: int) -> memoryview:
         """See Adapter."""
+        part = _part(self._readable(name), start, stop)
+        return part.cpu().numpy().data
+
+    def sums(
+        self, name: str, start: int, stop: int, secret: NDArray[np.uint64]
+    ) -> Answer[NDArray[np.uint64]]:
+        """See Distant."""
         tensor = self._readable(name)
-        if tensor.is_contiguous():
-            return _flat(tensor)[start:stop].data
-        rows, offset = _rows(tensor, start, stop)
-        return _flat(rows.contiguous())[start - offset : stop - offset].data
+        dtype = dtype_of(tensor)
+        assert dtype is not None
+        place = dtype, row_layout(dtype, tuple(tensor.shape)), start
+        return self._devices.sums(lambda: _part(tensor, start, stop), tensor, place, secret)
+
+    def fetch(self, name: str, start: int, stop: int) -> Answer[bytes]:
+        """See Distant."""
+        tensor = self._readable(name)
+        return self._devices.fetch(lambda: _part(tensor, start, stop), tensor)
 
     def write(self, name: str, start: int, data: bytes) -> None:
         """See Writable."""
+        import torch
+
         tensor = self._readable(name)
-        new = np.frombuffer(data, np.uint8)
+        new = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         if tensor.is_contiguous():
-            _flat(tensor)[start : start + len(data)] = new
-            return
-        rows, offset = _rows(tensor.data, start, start + len(data))
-        copy = rows.contiguous()
-        _flat(copy)[start - offset : start - offset + len(data)] = new
-        rows.copy_(copy)
+            _flat(tensor.data)[start : start + len(data)].copy_(new)
+        else:
+            rows, offset = _rows(tensor.data, start, start + len(data))
+            copy = rows.contiguous()
+            _flat(copy)[start - offset : start - offset + len(data)].copy_(new)
+            rows.copy_(copy)
+        if _is_distant(tensor):
+            torch.cuda.current_stream(tensor.device).synchronize()
 
     def attach(self, before_step: Callable[[], None]) -> Callable[[], None]:
         """See Attachable and Entrance: compiled or not, before or after."""
-        return Entrance(self._entrance, self._root, before_step).remove
+
+        def step() -> None:
+            if not capturing():  # what a graph records would be done again at each replay
+                before_step()
+
+        return Entrance(self._entrance, self._root, step).remove
+
+    def witness(self, hearing: Hearing) -> Callable[[], None]:
+        """See Witness: modules that are witnesses of their own tensors."""
+        ends = ExitStack()
+        for path, module in self._root.named_modules():
+            if isinstance(module, Witness):
+                prefix = f"{path}." if path else ""
+                ends.callback(module.witness(partial(_told, hearing, prefix)))
+        return ends.close
 
     def gaps(self) -> Sequence[Gap]:
         """See Incomplete."""
@@ -97,32 +147,27 @@ class TorchAdapter:
             for named in self._named()
             if (why := _obstacle(named.tensor)) is not None
         ]
-        found += self._packed()
+        found += self._hidden.gaps()
         inductor = sys.modules.get("torch._inductor.config")
         if inductor is not None and getattr(inductor, "freezing", False):
             why = "torch._inductor.config.freezing copies weights into compiled code"
             found.append(Gap("compiled code", "copied", None, why))
         return found
 
-    def _packed(self) -> Iterator[Gap]:
-        """Yield weights that modules keep elsewhere than in parameters and buffers."""
-        import torch
-
-        for path, module in self._root.named_modules():
-            packed = getattr(module, "_packed_params", None)
-            if packed is not None and not isinstance(packed, torch.nn.Module):
-                yield Gap(path, "unreachable", None, "quantised and packed out of reach")
-            for attribute, value in vars(module).items():
-                if isinstance(value, torch.Tensor) and value.numel():
-                    name = f"{path}.{attribute}".lstrip(".")
-                    why = "a plain attribute, neither parameter nor buffer"
-                    yield Gap(name, "unreachable", nbytes_of(value), why)
+    def named(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield parameters and buffers under all their names, DTensors as such."""
+        for name, parameter in self._root.named_parameters(remove_duplicate=False):
+            yield name, self._shard(name, parameter)
+        yield from self._root.named_buffers(remove_duplicate=False)
 
     def _named(self) -> Iterator[_Named]:
-        for name, parameter in self._root.named_parameters(remove_duplicate=False):
-            yield _Named(name, parameter)
-        for name, buffer in self._root.named_buffers(remove_duplicate=False):
-            yield _Named(name, buffer)
+        return (_Named(name, local_part(tensor)) for name, tensor in self.named())
+
+    def _shard(self, name: str, found: torch.Tensor) -> torch.Tensor:
+        """Return the shard that FSDP2 shows a gathered copy of; it may exchange shards, too."""
+        if name in self._kept and is_dtensor(found):
+            self._kept[name] = found
+        return self._kept.get(name, found)
 
     def _find(self, name: str) -> torch.Tensor | None:
         """Return what a name means now: modules and their tensors can be exchanged at any time."""
@@ -133,10 +178,11 @@ class TorchAdapter:
         if module is None:
             return None
         found = module._parameters.get(leaf)
-        return module._buffers.get(leaf) if found is None else found
+        return module._buffers.get(leaf) if found is None else self._shard(name, found)
 
     def _readable(self, name: str) -> torch.Tensor:
-        tensor = self._find(name)
+        found = self._find(name)
+        tensor = None if found is None else local_part(found)
         why = "it is not in the model" if tensor is None else _obstacle(tensor)
         if tensor is None or why is not None:
             raise AdapterError(f"{name[:200]!r} cannot be read: {why}")
@@ -148,21 +194,25 @@ class TorchAdapter:
         module: nn.Module | None = self._root
         merged: list[str] = []
         for part in path:
-            merged += getattr(module, "merged_adapters", None) or ()
+            merged += _merged(module)
             module = module and module._modules.get(part)
-        merged += getattr(module, "merged_adapters", None) or ()
+        merged += _merged(module)
         return ",".join(merged)
+
+
+def _told(hearing: Hearing, prefix: str, names: Sequence[str], found: Sequence[Finding]) -> None:
+    hearing([prefix + name for name in names], found)
+
+
+def _merged(module: nn.Module | None) -> Sequence[str]:
+    """Return the adapters merged into a module; not by getattr, which is slow at failing."""
+    return () if module is None else module.__dict__.get("merged_adapters") or ()
 
 
 def root_of(model: nn.Module) -> nn.Module:
     """Return the module that a compiled model wraps, or the model itself."""
     wrapped = model._modules.get(COMPILED_PREFIX.rstrip("."))
     return model if wrapped is None else wrapped
-
-
-def nbytes_of(tensor: torch.Tensor) -> int:
-    """Return the size in bytes of a tensor's elements."""
-    return tensor.numel() * tensor.element_size()
 
 
 def _obstacle(tensor: torch.Tensor) -> str | None:
@@ -173,7 +223,7 @@ def _obstacle(tensor: torch.Tensor) -> str | None:
         return f"a {type(tensor).__name__}, whose memory is not its own"
     if tensor.device.type == "meta":
         return "a meta tensor: no weights were loaded into it"
-    if tensor.device.type != "cpu":
+    if tensor.device.type not in ("cpu", "cuda"):
         return f"on {tensor.device.type}, whose memory is not read yet"
     if tensor.layout is not torch.strided or tensor.is_quantized:
         return "sparse or quantised"
@@ -187,19 +237,30 @@ def _version(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _flat(tensor: torch.Tensor) -> NDArray[np.uint8]:
+def _is_distant(tensor: torch.Tensor) -> bool:
+    return tensor.device.type != "cpu"
+
+
+def _part(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """Return bytes ``start:stop`` of a tensor, flat and where it lies; a view if contiguous."""
+    if tensor.is_contiguous():
+        return _flat(tensor.detach())[start:stop]
+    rows, offset = _rows(tensor.detach(), start, stop)
+    return _flat(rows.contiguous())[start - offset : stop - offset]
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
     """Return the bytes of a contiguous tensor, a view."""
     import torch
 
-    flat: NDArray[np.uint8] = tensor.detach().reshape(-1).view(torch.uint8).numpy()
-    return flat
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 def _rows(tensor: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, int]:
     """Return the part along the first axis that bytes ``start:stop`` lie in, and its offset."""
     step = nbytes_of(tensor) // tensor.shape[0]
     first, last = start // step, -(-stop // step)
-    return tensor.detach()[first:last], first * step
+    return tensor[first:last], first * step
 
 
 def _memory(tensor: torch.Tensor) -> tuple[object, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from weightguard.errors import WeightguardError
 from weightguard.guard import LiveTensor, Piece
@@ -19,12 +20,14 @@ def packed_pieces(
     *,
     rank: int = 0,
     ranks: int = 1,
+    by_columns: Collection[str] = (),
 ) -> dict[str, list[Piece]]:
     """Return the pieces of each live tensor that is fused, or holds a rank's share of the rows.
 
     With several ranks each part is split evenly along its first dimension, as column-parallel
-    layers are. Tensors that are neither, or split otherwise (row-parallel ones along columns, heads
-    that ranks share), are left out: they are not byte ranges of this kind. Raises WeightguardError
+    layers are, and those of modules named in ``by_columns`` along their last, as row-parallel ones
+    (``["o_proj", "down_proj"]``): their ranks verify these together, see ``guard``. Tensors that
+    are neither, or split otherwise (heads that ranks share), are left out. Raises WeightguardError
     for a rank that there is not.
     """
     if not 0 <= rank < ranks:
@@ -34,12 +37,18 @@ def packed_pieces(
         parts = _parts(tensor.name, packed)
         if len(parts) == 1 and ranks == 1:
             continue
-        pieces = [_share(manifest, part, rank, ranks) for part in parts]
+        share = _columns if _module(tensor.name) in by_columns else _share
+        pieces = [share(manifest, part, rank, ranks) for part in parts]
         found = [piece for piece in pieces if piece is not None]
-        fits = sum(piece.stop - piece.start for piece in found) == tensor.nbytes
+        fits = sum(piece.nbytes for piece in found) == tensor.nbytes
         if fits and len(found) == len(parts):
             declared[tensor.name] = found
     return declared
+
+
+def _module(name: str) -> str:
+    """Return the name of the module that a tensor belongs to, without its path."""
+    return name.rpartition(".")[0].rpartition(".")[2]
 
 
 def _parts(name: str, packed: PackedModules) -> list[str]:
@@ -60,3 +69,13 @@ def _share(manifest: Manifest, name: str, rank: int, ranks: int) -> Piece | None
     if rest or not share or share % row or (record.shape and record.shape[0] % ranks):
         return None
     return Piece(name, rank * share, (rank + 1) * share)
+
+
+def _columns(manifest: Manifest, name: str, rank: int, ranks: int) -> Piece | None:
+    record = manifest.document.tensors.get(name)
+    if record is None or len(record.shape) < 2 or record.shape[-1] % ranks:
+        return None
+    view = recorded_view(name, record)
+    row = view.nbytes // math.prod(record.shape[:-1])
+    run = row // ranks
+    return Piece(name, rank * run, (rank + 1) * run, row, math.prod(record.shape[:-1]))

@@ -1,9 +1,6 @@
 """Tensor-parallel verification: partial residues of each rank, one all-reduce, no gather.
 
-Residues add up (fingerprint-v1, section 4): each rank takes those of its own slices with the
-columns that they have in the whole tensor, and the sum over the ranks is the manifest's. It proves
-that no row differs in one or two words; more of them may cancel, as in any checksum of 128 bits
-a row. All ranks see the same result.
+See ``weightguard.guard.shares`` for what it proves.
 """
 
 from __future__ import annotations
@@ -15,21 +12,37 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weightguard import Manifest, WeightguardError
-from weightguard.locate import RowDelta, delta_column
-from weightguard.manifest import recorded_view
+from weightguard import Manifest
+from weightguard.guard.shares import ParallelReport, Share, recorded, verify_shares
 from weightguard.scan.kernel import block_residues
 from weightguard.tensor import RowLayout, TensorView
 from weightguard_integrations.torch.dtypes import dtype_of
+from weightguard_integrations.torch.row_sums import CHUNK_ELEMENTS, device_residues
 
 if TYPE_CHECKING:
     import torch
 
-MAX_LOCATED = 4096
-"""Damaged rows that are followed to their ranks."""
-CHUNK_ELEMENTS = 1 << 20
-"""Elements off the CPU that are widened to int64 at a time: 8 MiB of scratch."""
-_WORDS = {1: "uint8", 2: "int16", 4: "int32"}
+
+class GroupRanks:
+    """The ranks of a ``torch.distributed`` group; see ``Ranks``."""
+
+    def __init__(self, group: Any = None):
+        """``group`` is a process group, None for all processes."""
+        import torch.distributed as dist
+
+        self._group = group
+        self.rank, self.count = dist.get_rank(group), dist.get_world_size(group)
+
+    def add_up(self, array: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """See Ranks."""
+        import torch
+        import torch.distributed as dist
+
+        total = torch.from_numpy(array.view(np.int64).copy())
+        backend = dist.get_backend(self._group)
+        moved = total.cuda() if backend == "nccl" else total  # which has no CPU memory
+        dist.all_reduce(moved, group=self._group)
+        return moved.cpu().numpy().view(np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,29 +58,6 @@ class Slice:
     column: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ParallelDifference:
-    """A row of residues of a record that the ranks together do not hold.
-
-    ``word`` is the only word of the row that can have changed alone, None where several must
-    have. ``ranks`` hold that word, or without it a part of the row.
-    """
-
-    record: str
-    row: int
-    word: int | None
-    ranks: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ParallelReport:
-    """All damaged rows, ``located`` the first MAX_LOCATED, and the bytes a rank reduces."""
-
-    rows: int
-    located: tuple[ParallelDifference, ...]
-    reduced_bytes: int
-
-
 def verify_parallel(
     slices: Sequence[Slice], manifest: Manifest, records: Sequence[str], group: Any = None
 ) -> ParallelReport:
@@ -78,48 +68,10 @@ def verify_parallel(
     WeightguardError on every rank where the slices of any do not fit, or do not make up the
     records exactly once by their numbers of words.
     """
-    import torch
-    import torch.distributed as dist
-
-    views = [_view(manifest, name) for name in records]
-    firsts = dict(
-        zip(records, np.cumsum([0, *(v.layout.rows for v in views)]).tolist(), strict=False)
-    )
-    by_name = dict(zip(records, views, strict=True))
-    total = np.zeros((sum(view.layout.rows for view in views) + 1, 3), np.uint64)
-    problem = next((p for s in slices if (p := _misfit(s, by_name))), None)
-    if problem is None:
-        for part in slices:
-            _add(total[firsts[part.record] :], part, by_name[part.record])
-    total[-1, 0] = problem is not None  # told to all in the same reduction: no rank waits alone
-    reduced = torch.from_numpy(total.view(np.int64))
-    dist.all_reduce(reduced, group=group)
-    if problem or total[-1, 0]:
-        raise WeightguardError(problem or "the slices of another rank do not fit the manifest")
-    deltas = _deltas(total, firsts, by_name, manifest)
-    shown = deltas[:MAX_LOCATED]
-    holders = np.zeros((len(shown), dist.get_world_size(group)), np.int64)
-    if shown:
-        own = dist.get_rank(group)
-        for number, (name, delta) in enumerate(shown):
-            word = _word(delta, by_name[name])
-            holders[number, own] = any(_holds(s, by_name[name], delta.row, word) for s in slices
-                                       if s.record == name)  # fmt: skip
-        dist.all_reduce(torch.from_numpy(holders), group=group)
-    located = tuple(
-        ParallelDifference(
-            name, delta.row, _word(delta, by_name[name]), tuple(np.flatnonzero(ranks).tolist())
-        )
-        for (name, delta), ranks in zip(shown, holders, strict=True)
-    )
-    return ParallelReport(len(deltas), located, total.nbytes + holders.nbytes)
-
-
-def _view(manifest: Manifest, name: str) -> TensorView:
-    record = manifest.document.tensors.get(name)
-    if record is None:
-        raise WeightguardError(f"no attested tensor is called {name[:200]!r}")
-    return recorded_view(name, record)
+    views = {name: recorded(manifest, name) for name in records}
+    problem = next((p for s in slices if (p := _misfit(s, views))), None)
+    shares = [] if problem else [_share(part, views[part.record]) for part in slices]
+    return verify_shares(shares, manifest, records, GroupRanks(group), problem)
 
 
 def _matrix(shape: Sequence[int]) -> tuple[int, int]:
@@ -144,20 +96,17 @@ def _misfit(part: Slice, views: dict[str, TensorView]) -> str | None:
     return None
 
 
-def _add(total: NDArray[np.uint64], part: Slice, view: TensorView) -> None:
-    """Add a slice's residues to those of its record's rows, which may fold several of its own."""
+def _share(part: Slice, view: TensorView) -> Share:
+    """Return a slice's share of its record's rows, which may fold several of the slice's."""
     rows, columns = _matrix(part.tensor.shape)
-    if not rows or not columns:
-        return
+    if not columns:
+        rows = 0
     words = view.dtype.block_bytes // view.dtype.word_bytes
     _, all_columns = _matrix(view.shape)
-    residues = slice_residues(part.tensor)
     starts = (np.arange(part.row, part.row + rows) * all_columns + part.column) * words
-    row, first = np.divmod(starts, view.layout.row_words)
-    weighted = residues[:, 1] + first.astype(np.uint64) * residues[:, 0]
-    np.add.at(total[:, 0], row, residues[:, 0])
-    np.add.at(total[:, 1], row, weighted)
-    np.add.at(total[:, 2], row, np.uint64(columns * words))
+    row, first = np.divmod(starts, max(view.layout.row_words, 1))
+    residues = slice_residues(part.tensor) if rows else np.zeros((0, 2), np.uint64)
+    return Share(part.record, row, first, np.full(rows, columns * words), residues)
 
 
 def slice_residues(tensor: torch.Tensor) -> NDArray[np.uint64]:
@@ -181,62 +130,3 @@ def slice_residues(tensor: torch.Tensor) -> NDArray[np.uint64]:
         for chunk in torch.split(matrix, step)
     ]
     return np.concatenate(parts)
-
-
-def device_residues(matrix: torch.Tensor, word_bytes: int) -> torch.Tensor:
-    """Return R and S of each row, int64 (rows, 2) modulo 2^64, computed on the matrix's device."""
-    import torch
-
-    step = max(1, CHUNK_ELEMENTS // matrix.shape[1])
-    mask = (1 << 8 * word_bytes) - 1
-    found = []
-    for chunk in torch.split(matrix, step):
-        words = chunk.contiguous().view(torch.uint8).view(getattr(torch, _WORDS[word_bytes]))
-        wide = words.to(torch.int64) & mask
-        columns = torch.arange(wide.shape[1], device=wide.device)
-        found.append(torch.stack((wide.sum(1), (wide * columns).sum(1)), 1))
-    return torch.cat(found)
-
-
-def _deltas(
-    total: NDArray[np.uint64],
-    firsts: dict[str, int],
-    views: dict[str, TensorView],
-    manifest: Manifest,
-) -> list[tuple[str, RowDelta]]:
-    found = []
-    for name, view in views.items():
-        observed = total[firsts[name] : firsts[name] + view.layout.rows]
-        wrong = np.flatnonzero(observed[:, 2] != view.layout.row_words)
-        if len(wrong):
-            raise WeightguardError(
-                f"the ranks' slices hold {int(observed[wrong[0], 2])} words of row {wrong[0]} of "
-                f"{name[:200]!r}, which has {view.layout.row_words}: each part must be given once"
-            )
-        expected = manifest.sidecar.read(f"{manifest.numbers[name]}/residues")
-        changes = observed[:, :2] - expected
-        found += [
-            (name, RowDelta(int(row), int(changes[row, 0]), int(changes[row, 1])))
-            for row in np.flatnonzero(changes.any(axis=1))
-        ]
-    return found
-
-
-def _word(delta: RowDelta, view: TensorView) -> int | None:
-    column = delta_column(delta)
-    return column if column is not None and column < view.layout.row_words else None
-
-
-def _holds(part: Slice, view: TensorView, row: int, word: int | None) -> bool:
-    """Return whether a slice has a word of a record's residue row, or any where it is None."""
-    words = view.dtype.block_bytes // view.dtype.word_bytes
-    rows, columns = _matrix(part.tensor.shape)
-    _, all_columns = _matrix(view.shape)
-    first = row * view.layout.row_elements
-    last = first + view.layout.row_elements - 1
-    if word is not None:
-        first = last = first + word // words
-        inside = part.column <= first % all_columns < part.column + columns
-    else:
-        inside = True
-    return inside and part.row <= last // all_columns and first // all_columns < part.row + rows

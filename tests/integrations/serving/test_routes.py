@@ -55,6 +55,11 @@ def get(url: str) -> tuple[int, str]:
 def counts(url: str) -> dict[tuple[str, str], float]:
     status, text = get(url + "/metrics")
     assert status == 200
+    return parsed(text)
+
+
+def parsed(text: str) -> dict[tuple[str, str], float]:
+    """Return every sample by name and label, as Prometheus reads the text."""
     samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
     return {(s.name, next(iter(s.labels.values()), "")): s.value for s in samples}
 

@@ -111,18 +111,19 @@ def test_damage_in_a_live_layer_stops_generation() -> None:
     model = tiny_bitnet("bitlinear", "offline")
     replace_bitlinear(model)
     layer = model.model.layers[1].mlp.up_proj
-    layer.packed_bytes[:64] ^= 1  # the buffer is the kernel's own memory
+    layer.weight.packed[0, :64] ^= 1  # the buffer is the kernel's own memory
     with pytest.raises(IntegrityError, match=r"layers\.1\.mlp\.up_proj"):
         model.generate(torch.randint(2, 99, (1, 8)), max_new_tokens=2)
 
 
 def test_buffers_are_the_kernels_memory_and_not_saved() -> None:
     layer = TernaryLinear(PackedTernary.from_int8(np.ones((4, 8), np.int8), 1.0))
-    names = {name for name, _ in layer.named_buffers()}
-    assert {"packed_bytes", "scale_bytes"} <= names
-    assert layer.packed_bytes.data_ptr() == layer.packed.packed.ctypes.data
-    assert layer.scale_bytes.data_ptr() == layer.packed.scales.ctypes.data
+    assert {name for name, _ in layer.named_buffers()} == {"weight.packed", "weight.scale"}
     assert layer.state_dict() == {}
+    for move in (layer.half, layer.share_memory, lambda: layer.to("meta")):
+        move()  # the kernel still reads where it did
+        assert layer.weight.packed.data_ptr() == layer.packed.packed.ctypes.data
+        assert layer.weight.scale.data_ptr() == layer.packed.scales.ctypes.data
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

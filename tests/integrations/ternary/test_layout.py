@@ -39,7 +39,7 @@ def test_packing_gives_the_vectors(vector: dict[str, object]) -> None:
     seed=st.integers(0, 2**32 - 1),
     shape=arrays.array_shapes(min_dims=2, max_dims=2, max_side=70),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_packing_equals_the_reference_and_unpacks(
     ternary: bool, seed: int, shape: tuple[int, int]
 ) -> None:

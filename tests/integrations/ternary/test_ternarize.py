@@ -21,9 +21,11 @@ from tests.integrations.torch.real_folder import smollm2_folder
 from weightguard import Manifest, WeightguardError, fingerprint, verify
 from weightguard.salient import Salience, SuperWeight
 from weightguard_cli.main import main
+from weightguard_integrations.ternary import PackedTernary
+from weightguard_integrations.ternary.folder import FolderWriter, read_packed
 from weightguard_integrations.ternary.imports import absmean
 from weightguard_integrations.ternary.layers import load_ternary
-from weightguard_integrations.ternary.ternarize import read_packed, ternarize
+from weightguard_integrations.ternary.ternarize import ternarize
 
 NAME = "model.layers.11.mlp.down_proj.weight"
 
@@ -55,9 +57,9 @@ def test_what_is_written_is_attested_and_reads_back(checkpoint: Path, tmp_path: 
     with Manifest.read(out / "model.weightguard.json") as manifest:
         assert verify(out, manifest).findings == ()
         assert {"a.norm.weight", "a.up_proj.weight.packed"} <= set(manifest.document.tensors)
-    ((name, matrix, kept),) = read_packed(out)
+    ((matrix, kept),) = read_packed(out)
     codes, scale = absmean(np.frombuffer(floats(40, 30), np.float32).reshape(40, 30))
-    assert (name, kept) == ("a.up_proj.weight", [])
+    assert (matrix.name, kept) == ("a.up_proj.weight", [])
     assert (matrix.unpack() == codes).all()
     assert matrix.scales.tolist() == [scale]
 
@@ -93,6 +95,18 @@ def test_packed_bytes_that_contradict_their_check_rows(checkpoint: Path, tmp_pat
         manifest.write(out / "model.weightguard.json")
     with pytest.raises(WeightguardError, match=r"contradict|not -1, 0 or 1"):
         list(read_packed(out))
+
+
+@pytest.mark.parametrize("place", [(0, 0), (2, 0), (0, -1)], ids=["packed", "beyond", "before"])
+def test_kept_weights_that_cannot_be_are_refused(tmp_path: Path, place: tuple[int, int]) -> None:
+    writer = FolderWriter(tmp_path / "data")
+    codes = np.array([[1, 0], [0, -1]], np.int8)
+    writer.add_layer(PackedTernary.from_int8(codes, 1.0, name="a.weight"), [(*place, 5.0)])
+    writer.finish(tmp_path / "model.safetensors")
+    with fingerprint(tmp_path) as manifest:
+        manifest.write(tmp_path / "model.weightguard.json")
+    with pytest.raises(WeightguardError, match="keeps a weight that it does not have"):
+        list(read_packed(tmp_path))
 
 
 @pytest.mark.parametrize(

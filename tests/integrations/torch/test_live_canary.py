@@ -61,6 +61,36 @@ def test_what_no_digest_reaches_is_a_canary_mismatch(manifest: Manifest) -> None
     made.close()
 
 
+def test_another_number_of_threads_is_held_to_the_tolerance(manifest: Manifest) -> None:
+    """Sums in another order: a difference within the tolerance then says nothing."""
+    model = llama().eval()
+    made = guard(model, manifest, scrub=None, on_incident=("metrics",))
+    assert made._canary is not None
+    made._canary._recorded += 0.01
+    assert not made.run_canary()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert made.run_canary()
+        made._canary._recorded += 100
+        assert not made.run_canary()
+    finally:
+        torch.set_num_threads(threads)
+    made.close()
+
+
+def test_a_model_compiled_in_place_is_run_as_it_was_recorded(manifest: Manifest) -> None:
+    model = llama().eval()
+    made = guard(model, manifest, scrub=None, on_incident=("metrics",))
+
+    def compiled(*_: object, **__: object) -> None:
+        raise AssertionError("compiled code ran")
+
+    model._compiled_call_impl = compiled
+    assert made.run_canary()
+    made.close()
+
+
 def test_a_model_that_fails_is_an_incident_and_not_an_exception(manifest: Manifest) -> None:
     model = llama().eval()
     made = guard(model, manifest, scrub=None, on_incident=("metrics",))
@@ -76,15 +106,15 @@ def test_a_model_that_fails_is_an_incident_and_not_an_exception(manifest: Manife
 
 
 def test_it_runs_by_itself_and_an_update_records_it_again(manifest: Manifest) -> None:
-    model = llama().eval()
+    model, factor = llama().eval(), [1.0]
+    model.model.norm.register_forward_hook(lambda module, inputs, out: out * factor[0])
     with guard(model, manifest, scrub=None, canary="20ms", on_incident=("metrics",)) as made:
         with made.update(), torch.no_grad():
             model.lm_head.weight.mul_(2)
-        handle = model.model.norm.register_forward_hook(lambda module, inputs, out: out * 1.25)
+        factor[0] = 1.25  # hooks that come or go while the canary runs would end its pass
         ends = time.monotonic() + 20
         while "WG906" not in codes(made) and time.monotonic() < ends:
             time.sleep(0.02)
-        handle.remove()
     assert codes(made) == ["WG903", "WG906"]
 
 

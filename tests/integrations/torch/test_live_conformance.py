@@ -17,15 +17,14 @@ from weightguard_integrations.torch.live import TorchAdapter
 class TorchSubject:
     """A model and one input; its output is the bytes of the logits."""
 
-    def __init__(self, model: nn.Module, inputs: torch.Tensor, entrance: nn.Module | None = None):
+    def __init__(self, model: nn.Module, inputs: torch.Tensor, *, distant: bool = False):
         self.model, self.inputs = model, inputs
-        self.entrance = entrance or model
-        self.torch_adapter = TorchAdapter(self.entrance)
+        self.torch_adapter = TorchAdapter(model, distant=distant)
         self.adapter: Adapter = self.torch_adapter
 
     def run(self) -> bytes:
         with torch.inference_mode():
-            output = self.entrance(self.inputs)
+            output = self.model(self.inputs)
         logits = getattr(output, "logits", output)
         return logits.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
@@ -34,6 +33,9 @@ class TorchSubject:
         tensor = self.model.get_parameter(name) if self._is_parameter(name) else (
             self.model.get_buffer(name)
         )  # fmt: skip
+        if tensor.is_contiguous():
+            ctypes.memmove(tensor.data_ptr() + start, data, len(data))
+            return
         size = tensor.element_size()
         for number, byte in enumerate(data, start):
             element, within = divmod(number, size)
@@ -92,3 +94,17 @@ class TestAwkward(AdapterConformance):
     @pytest.fixture
     def subject(self) -> TorchSubject:
         return TorchSubject(Awkward().eval(), torch.randn(2, 1200, dtype=torch.float32))
+
+
+class TestDistantLlama(AdapterConformance):
+    """As in a GPU's memory: row sums where the weights lie, judged a forward pass later."""
+
+    @pytest.fixture
+    def subject(self) -> TorchSubject:
+        return TorchSubject(llama().eval(), torch.arange(12)[None], distant=True)
+
+
+class TestDistantAwkward(AdapterConformance):
+    @pytest.fixture
+    def subject(self) -> TorchSubject:
+        return TorchSubject(Awkward().eval(), torch.randn(2, 1200), distant=True)

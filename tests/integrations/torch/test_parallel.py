@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from weightguard import Manifest, WeightguardError, fingerprint
 from weightguard_integrations.torch.parallel import (
     Slice,
-    device_residues,
     slice_residues,
     verify_parallel,
 )
+from weightguard_integrations.torch.row_sums import device_residues
 
 RECORDS = ["q", "k", "v", "down", "narrow", "bias", "wide"]
 WEIGHTS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -23,7 +24,7 @@ TOKENS = torch.arange(12)[None]
 
 def watched() -> tuple[nn.Module, Sentinels]:
     block = nn.Identity()
-    return block, Sentinels([block], (MASSIVE,), (40.0,))
+    return block, Sentinels([block], (MASSIVE,), (40.0,), 4)
 
 
 def state(value: float, other: float = 1.0, length: int = 3) -> torch.Tensor:
@@ -68,7 +69,7 @@ def test_bands_hold_at_the_beginning_of_prompts_only() -> None:
             return (x,)
 
     later = Block()
-    sentinels = Sentinels([later], (MASSIVE,), (40.0,))
+    sentinels = Sentinels([later], (MASSIVE,), (40.0,), 4)
     later(state(-5.0), position_ids=torch.tensor([[7, 8, 9]]), past_key_values="cache")
     later(state(-5.0), past_key_values="cache")
     assert sentinels.read() == [], "a part of a prompt that follows others"
@@ -96,14 +97,15 @@ def made_for(model: nn.Module, manifest: Manifest) -> TorchGuard:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_damage_is_heard_a_step_later_and_undone(manifest: Manifest, compiled: bool) -> None:
+    torch._dynamo.reset()  # code compiled for another Llama would be reused, without hooks
     model = llama().eval()
-    calibration = manifest.document.calibration
-    assert calibration is not None
     made = made_for(model, manifest)
     run = torch.compile(model, fullgraph=True, backend="eager") if compiled else model
     with torch.inference_mode():
         clean = run(TOKENS, use_cache=False).logits
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         run(TOKENS, use_cache=False)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
         assert codes(made) == []
         weight = model.model.layers[0].mlp.down_proj.weight
         weight.view(torch.int16).numpy()[3, 4] = 0x7E00  # 4e37 in bf16, behind torch's back
@@ -114,6 +116,48 @@ def test_damage_is_heard_a_step_later_and_undone(manifest: Manifest, compiled: b
     assert torch.equal(healed, clean)
     assert made.state is State.HEALTHY
     made.close()
+
+
+def test_the_last_pass_is_read_without_another(manifest: Manifest) -> None:
+    model = llama().eval()
+    made = made_for(model, manifest)
+    weight = model.model.layers[0].mlp.down_proj.weight
+    weight.view(torch.int16).numpy()[3, 4] = 0x7E00
+    model(TOKENS, use_cache=False)
+    assert codes(made) == []
+    made.check()
+    assert codes(made) == ["WG905", "WG901", "WG907"]
+    made.close()
+    with guard(model, manifest, scrub="1kB/s", step_budget=0, canary=None) as made:
+        made.pin(())
+        ends = time.monotonic() + 60
+        while not made.status().passes and time.monotonic() < ends:
+            time.sleep(0.01)  # the next slice comes in an hour
+        weight.view(torch.int16).numpy()[3, 4] = 0x7E00
+        model(TOKENS, use_cache=False)
+        while "WG905" not in codes(made) and time.monotonic() < ends:
+            time.sleep(0.02)
+    assert codes(made)[-3:] == ["WG905", "WG901", "WG907"]
+
+
+def test_two_passes_under_way_at_once_are_both_read() -> None:
+    block, sentinels = watched()
+    block(state(-600.0, 41.0))
+    block(state(-600.0, 1.0))
+    assert [alarm.value for alarm in sentinels.read()] == [41.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("length", [1, 5])
+def test_magnitudes_are_exact_in_every_dtype(dtype: torch.dtype, length: int) -> None:
+    block, sentinels = watched()
+    for value in (-39.5, 39.5, -0.0):
+        block(torch.full((1, length, 4), value, dtype=dtype))
+        assert sentinels._magnitudes[0, 0] == abs(torch.tensor(value, dtype=dtype)), value
+        sentinels.reset()
+    for value in (math.nan, -math.inf):
+        block(torch.full((1, length, 4), value, dtype=dtype))
+        assert sentinels.read()
 
 
 def test_switched_off_or_updated_without_a_calibration_nothing_is_watched(

@@ -30,7 +30,7 @@ def test_sound_prompts_are_silent_and_zeroed_super_weights_are_not(
         model, blocks = loaded.model, find_blocks(loaded.model, loaded.config)
         prompts = make_prompts(loaded.encode, loaded.vocabulary, None, 8192)
         limits = calibrate_limits(list(profiles(model, blocks, prompts.activations)))
-        sentinels = Sentinels(blocks, limits.massive, limits.bounds)
+        sentinels = Sentinels(blocks, limits.massive, limits.bounds, 576)
         counted = 0
         for kind, sequences in prompts.held_out.items():
             for sequence in sequences:

@@ -10,6 +10,29 @@ namespace {
 
 using namespace weightguard::ternary;
 
+// Bytes that the stream of weights is fetched ahead, into the first cache and into the second: the
+// first alone has too few lines under way to read memory at its full speed.
+constexpr uintptr_t kNear = 2 << 10, kFar = 16 << 10;
+
+template <int kGroups>
+inline void fetch(const uint8_t* at) {
+    // hints: addresses beyond the end do nothing
+    for (int g = 0; g < kGroups; ++g) {
+        const uintptr_t line = reinterpret_cast<uintptr_t>(at) + static_cast<uintptr_t>(g * kTileBytes);
+        __builtin_prefetch(reinterpret_cast<const void*>(line + kFar), 0, 2);
+        __builtin_prefetch(reinterpret_cast<const void*>(line + kNear), 0, 3);
+    }
+}
+
+// The pass over one group of a panel.
+inline Pass one_group(const Pass& p, int group) {
+    Pass one = p;
+    one.groups = 1;
+    one.packed += group * kTileBytes;
+    one.sums = reinterpret_cast<int32_t(*)[kPanelRows]>(p.sums[0] + group * kGroupRows);
+    return one;
+}
+
 constexpr float kLeastMaximum = 1e-5f;  // activations below it are quantised as if it were there
 
 inline uint32_t bits_of(float value) {

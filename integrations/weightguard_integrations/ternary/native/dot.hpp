@@ -1,47 +1,35 @@
 // Passes for instruction sets that multiply four bytes at a time into 32-bit lanes. The including
-// file defines `Vector`, what one register does:
-//   Register, kRows (rows in a register), kFewTokens (tokens that fit the registers at once),
-//   kGroupsAtOnce, kStreamTokens (tokens that fit with an accumulator for each field; none where
-//   codes above 127 would be read as signed), zero, load, broadcast, masked<field>, field<field>,
-//   byte_codes, dot, add_shifted<bits>, store.
+// file defines V, what one register does: a Vector of vector.hpp with
+//   dot, byte_codes, kFewTokens (tokens that fit the registers at once), kGroupsAtOnce,
+//   kStreamTokens (tokens that are streamed; none where codes above 127 would be read as signed),
+//   kFieldSums (accumulators of a register of rows in a stream: 2, or one for each field).
 #pragma once
 
-#include "common.hpp"
+#include "vector.hpp"
 
 namespace {
 
-constexpr size_t kAhead = 4096;  // bytes that the stream of weights is fetched ahead
-
-template <int kGroups>
-inline void fetch(const uint8_t* at) {
-    // hints: addresses beyond the end do nothing
-    for (int g = 0; g < kGroups; ++g)
-        __builtin_prefetch(reinterpret_cast<const void*>(
-            reinterpret_cast<uintptr_t>(at) + kAhead + static_cast<size_t>(g) * kTileBytes));
-}
-
+// Field f is read where it lies; those beyond kFieldSums are shifted to the place of an earlier one.
 template <class V, int kField, int kParts, int kTokensNow>
 inline __attribute__((always_inline)) void stream_step(
     const typename V::Register (&codes)[kParts], const int8_t* x,
-    typename V::Register (&sums)[kTokensNow][kParts][4]) {
+    typename V::Register (&sums)[kTokensNow][kParts][V::kFieldSums]) {
+    constexpr int place = kField % V::kFieldSums, shift = 2 * (kField - place);
     typename V::Register xs[kTokensNow];
     for (int token = 0; token < kTokensNow; ++token) xs[token] = V::broadcast(x + 4 * token);
     for (int part = 0; part < kParts; ++part) {
-        const typename V::Register weights = V::template masked<kField>(codes[part]);
+        const typename V::Register weights = V::template masked<place>(codes[part] >> shift);
         for (int token = 0; token < kTokensNow; ++token)
-            sums[token][part][kField] = V::dot(sums[token][part][kField], weights, xs[token]);
+            sums[token][part][place] = V::dot(sums[token][part][place], weights, xs[token]);
     }
 }
 
-// Few tokens, streaming: codes are masked where they lie, and each of the four fields has its own
-// accumulator, scaled by 1, 4, 16 or 64 until the end.
+// Few tokens, streaming: the accumulators of fields hold 1, 4, 16 or 64 times their sums until the
+// end.
 template <class V, int kGroups, int kTokensNow>
 __attribute__((noinline)) void stream(const Pass& p) {
     constexpr int parts = kGroups * kGroupRows / V::kRows;
-    typename V::Register sums[kTokensNow][parts][4];
-    for (auto& token : sums)
-        for (auto& part : token)
-            for (auto& sum : part) sum = V::zero();
+    typename V::Register sums[kTokensNow][parts][V::kFieldSums] = {};
     const uint8_t* w = p.packed;
     const int8_t* x = p.x;
     for (size_t tile = 0; tile < p.tiles; ++tile, w += p.stride, x += 16 * kTokensNow) {
@@ -55,12 +43,19 @@ __attribute__((noinline)) void stream(const Pass& p) {
     }
     for (int token = 0; token < kTokensNow; ++token)
         for (int part = 0; part < parts; ++part) {
-            const auto& four = sums[token][part];
-            typename V::Register sum = V::template add_shifted<2>(four[0], four[1]);
-            sum = V::template add_shifted<4>(sum, four[2]);
-            sum = V::template add_shifted<6>(sum, four[3]);
+            typename V::Register sum = sums[token][part][0];
+            for (int field = 1; field < V::kFieldSums; ++field)
+                sum += sums[token][part][field] >> 2 * field;
             V::store(p.sums[token] + part * V::kRows, sum);
         }
+}
+
+constexpr int kWhole = -1;  // in place of a field: the byte is one code
+
+template <class V, int kField>
+inline __attribute__((always_inline)) typename V::Register decoded(typename V::Register codes) {
+    if constexpr (kField == kWhole) return V::byte_codes(codes);
+    else return V::template masked<0>(codes >> 2 * kField);
 }
 
 template <class V, int kField, int kParts, int kTokensNow>
@@ -68,7 +63,7 @@ inline __attribute__((always_inline)) void field_step(
     const typename V::Register (&codes)[kParts], const int8_t* x,
     typename V::Register (&sums)[kTokensNow][kParts]) {
     typename V::Register weights[kParts];
-    for (int part = 0; part < kParts; ++part) weights[part] = V::template field<kField>(codes[part]);
+    for (int part = 0; part < kParts; ++part) weights[part] = decoded<V, kField>(codes[part]);
     for (int token = 0; token < kTokensNow; ++token) {
         const typename V::Register xs = V::broadcast(x + 4 * token);
         for (int part = 0; part < kParts; ++part)
@@ -77,47 +72,25 @@ inline __attribute__((always_inline)) void field_step(
 }
 
 // `kTokensNow` tokens from token `first` on, in one accumulator each.
-template <class V, int kGroups, int kTokensNow>
-__attribute__((noinline)) void ternary_block(const Pass& p, int first) {
+template <class V, Coding kCoding, int kGroups, int kTokensNow>
+__attribute__((noinline)) void block(const Pass& p, int first) {
     constexpr int parts = kGroups * kGroupRows / V::kRows;
-    typename V::Register sums[kTokensNow][parts];
-    for (auto& token : sums)
-        for (auto& sum : token) sum = V::zero();
+    constexpr size_t words = traits(kCoding).tile_columns / 4;
+    typename V::Register sums[kTokensNow][parts] = {};
     const uint8_t* w = p.packed;
     const int8_t* x = p.x + 4 * first;
     const size_t next = static_cast<size_t>(4) * p.tokens;
-    for (size_t tile = 0; tile < p.tiles; ++tile, w += p.stride, x += 4 * next) {
+    for (size_t tile = 0; tile < p.tiles; ++tile, w += p.stride, x += words * next) {
         fetch<kGroups>(w);
         typename V::Register codes[parts];
         for (int part = 0; part < parts; ++part) codes[part] = V::load(w + part * V::kRows * 4);
-        field_step<V, 0>(codes, x, sums);
-        field_step<V, 1>(codes, x + next, sums);
-        field_step<V, 2>(codes, x + 2 * next, sums);
-        field_step<V, 3>(codes, x + 3 * next, sums);
-    }
-    for (int token = 0; token < kTokensNow; ++token)
-        for (int part = 0; part < parts; ++part)
-            V::store(p.sums[first + token] + part * V::kRows, sums[token][part]);
-}
-
-template <class V, int kGroups, int kTokensNow>
-__attribute__((noinline)) void byte_block(const Pass& p, int first) {
-    constexpr int parts = kGroups * kGroupRows / V::kRows;
-    typename V::Register sums[kTokensNow][parts];
-    for (auto& token : sums)
-        for (auto& sum : token) sum = V::zero();
-    const uint8_t* w = p.packed;
-    const int8_t* x = p.x + 4 * first;
-    const size_t next = static_cast<size_t>(4) * p.tokens;
-    for (size_t tile = 0; tile < p.tiles; ++tile, w += p.stride, x += next) {
-        fetch<kGroups>(w);
-        typename V::Register weights[parts];
-        for (int part = 0; part < parts; ++part)
-            weights[part] = V::byte_codes(V::load(w + part * V::kRows * 4));
-        for (int token = 0; token < kTokensNow; ++token) {
-            const typename V::Register xs = V::broadcast(x + 4 * token);
-            for (int part = 0; part < parts; ++part)
-                sums[token][part] = V::dot(sums[token][part], weights[part], xs);
+        if constexpr (kCoding == Coding::bytes) {
+            field_step<V, kWhole>(codes, x, sums);
+        } else {
+            field_step<V, 0>(codes, x, sums);
+            field_step<V, 1>(codes, x + next, sums);
+            field_step<V, 2>(codes, x + 2 * next, sums);
+            field_step<V, 3>(codes, x + 3 * next, sums);
         }
     }
     for (int token = 0; token < kTokensNow; ++token)
@@ -125,68 +98,61 @@ __attribute__((noinline)) void byte_block(const Pass& p, int first) {
             V::store(p.sums[first + token] + part * V::kRows, sums[token][part]);
 }
 
-template <class V, int kGroups, int kTokensNow>
-void block(const Pass& p, Coding coding, int first) {
-    if (coding == Coding::ternary) ternary_block<V, kGroups, kTokensNow>(p, first);
-    else byte_block<V, kGroups, kTokensNow>(p, first);
-}
-
-template <class V, int kGroups>
-void few_tokens(const Pass& p, Coding coding, int first, int tokens) {
+template <class V, Coding kCoding, int kGroups>
+void few_tokens(const Pass& p, int first, int tokens) {
     if constexpr (V::kFewTokens == 8) {
         switch (tokens) {
-            case 8: return block<V, kGroups, 8>(p, coding, first);
-            case 7: return block<V, kGroups, 7>(p, coding, first);
-            case 6: return block<V, kGroups, 6>(p, coding, first);
-            case 5: return block<V, kGroups, 5>(p, coding, first);
+            case 8: return block<V, kCoding, kGroups, 8>(p, first);
+            case 7: return block<V, kCoding, kGroups, 7>(p, first);
+            case 6: return block<V, kCoding, kGroups, 6>(p, first);
+            case 5: return block<V, kCoding, kGroups, 5>(p, first);
             default: break;
         }
     }
     switch (tokens) {
-        case 4: return block<V, kGroups, 4>(p, coding, first);
-        case 3: return block<V, kGroups, 3>(p, coding, first);
-        case 2: return block<V, kGroups, 2>(p, coding, first);
-        default: return block<V, kGroups, 1>(p, coding, first);
+        case 4: return block<V, kCoding, kGroups, 4>(p, first);
+        case 3: return block<V, kCoding, kGroups, 3>(p, first);
+        case 2: return block<V, kCoding, kGroups, 2>(p, first);
+        default: return block<V, kCoding, kGroups, 1>(p, first);
     }
 }
 
-template <class V, int kGroups>
-void all_tokens(const Pass& p, Coding coding) {
-    if (coding == Coding::ternary && p.tokens <= V::kStreamTokens) {
-        if constexpr (V::kStreamTokens >= 1)
-            if (p.tokens == 1) return stream<V, kGroups, 1>(p);
-        if constexpr (V::kStreamTokens >= 2)
-            if (p.tokens == 2) return stream<V, kGroups, 2>(p);
-    }
+template <class V, Coding kCoding, int kGroups>
+void all_tokens(const Pass& p) {
     // halves of equal size: a last token alone would cost as much as several
     const int turns = (p.tokens + V::kFewTokens - 1) / V::kFewTokens;
     for (int turn = 0, first = 0; turn < turns; ++turn) {
         const int tokens = (p.tokens - first + turns - turn - 1) / (turns - turn);
-        few_tokens<V, kGroups>(p, coding, first, tokens);
+        few_tokens<V, kCoding, kGroups>(p, first, tokens);
         first += tokens;
     }
 }
 
-// One group at a time where a panel does not fit the registers.
-template <class V>
-void pass(const Pass& p, Coding coding) {
-    if (p.groups == 1) return all_tokens<V, 1>(p, coding);
+template <class V, int kTokensNow>
+void stream_groups(const Pass& p) {
+    if (p.groups == 2) stream<V, 2, kTokensNow>(p);
+    else stream<V, 1, kTokensNow>(p);
+}
+
+// One group at a time where a panel of several tokens does not fit the registers.
+template <class V, Coding kCoding>
+void pass(const Pass& p) {
+    if constexpr (kCoding == Coding::ternary && V::kStreamTokens >= 1)
+        if (p.tokens == 1) return stream_groups<V, 1>(p);
+    if constexpr (kCoding == Coding::ternary && V::kStreamTokens >= 2)
+        if (p.tokens == 2) return stream_groups<V, 2>(p);
+    if (p.groups == 1) return all_tokens<V, kCoding, 1>(p);
     if constexpr (V::kGroupsAtOnce == 2) {
-        all_tokens<V, 2>(p, coding);
+        all_tokens<V, kCoding, 2>(p);
     } else {
-        for (int group = 0; group < 2; ++group) {
-            Pass half = p;
-            half.groups = 1;
-            half.packed += group * kTileBytes;
-            half.sums = reinterpret_cast<int32_t(*)[kPanelRows]>(p.sums[0] + group * kGroupRows);
-            all_tokens<V, 1>(half, coding);
-        }
+        for (int group = 0; group < 2; ++group) all_tokens<V, kCoding, 1>(one_group(p, group));
     }
 }
 
 template <class V>
-void ternary_pass(const Pass& p) { pass<V>(p, Coding::ternary); }
-template <class V>
-void byte_pass(const Pass& p) { pass<V>(p, Coding::bytes); }
+constexpr Kernel kernel_of(const char* name, int byte_offset, void (*finish)(const Finish&)) {
+    return {name,     byte_offset, pass<V, Coding::ternary>, pass<V, Coding::bytes>,
+            quantise, seal,        finish};
+}
 
 }  // namespace

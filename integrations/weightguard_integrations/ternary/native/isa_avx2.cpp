@@ -2,32 +2,19 @@
 // any activation fit, then widened.
 #include <immintrin.h>
 
+#include "vector.hpp"
 #include "weigh_avx2.hpp"
 
 namespace {
 
 using Register = __m256i;
 
-constexpr size_t kAhead = 4096;
 constexpr int kParts = 2;  // registers of eight rows to a group
 
-inline Register load(const uint8_t* at) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
-}
-inline Register four(const int8_t* x) {
-    int32_t word;
-    std::memcpy(&word, x, sizeof word);
-    return _mm256_set1_epi32(word);
-}
-inline void store(int32_t* at, Register sum) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), sum);
-}
+inline Register load(const uint8_t* at) { return (Register)Vector<32>::load(at); }
+inline Register four(const int8_t* x) { return (Register)Vector<32>::broadcast(x); }
+inline void store(int32_t* at, Register sum) { Vector<32>::store(at, (Vector<32>::Register)sum); }
 inline Register widened(Register pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
-inline void fetch(const uint8_t* at, int groups) {
-    for (int g = 0; g < groups; ++g)
-        __builtin_prefetch(reinterpret_cast<const void*>(
-            reinterpret_cast<uintptr_t>(at) + kAhead + static_cast<size_t>(g) * kTileBytes));
-}
 
 // One token. Fields 0 and 2 are read as they are, 1 and 3 four times as large, so that one shift
 // serves all; a run of five tiles adds at most 10 * 2 * 12 * 128 = 30720.
@@ -45,7 +32,7 @@ __attribute__((noinline)) void stream(const Pass& p) {
         Register one[parts], quad[parts];
         for (int part = 0; part < parts; ++part) one[part] = quad[part] = _mm256_setzero_si256();
         for (size_t t = 0; t < stop; ++t, w += p.stride, x += 16) {
-            fetch(w, kGroups);
+            fetch<kGroups>(w);
             const Register x0 = four(x), x1 = four(x + 4), x2 = four(x + 8), x3 = four(x + 12);
             for (int part = 0; part < parts; ++part) {
                 const Register codes = load(w + part * 32), upper = _mm256_srli_epi16(codes, 4);
@@ -84,7 +71,7 @@ __attribute__((noinline)) void ternary_block(const Pass& p, int first) {
         for (auto& token : pairs)
             for (auto& pair : token) pair = _mm256_setzero_si256();
         for (size_t t = 0; t < stop; ++t, w += p.stride) {
-            fetch(w, 1);
+            fetch<1>(w);
             Register codes[kParts] = {load(w), load(w + 32)};
             for (int field = 0; field < 4; ++field, x += next) {
                 Register weights[kParts];
@@ -121,7 +108,7 @@ __attribute__((noinline)) void byte_block(const Pass& p, int first) {
     const int8_t* x = p.x + 4 * first;
     const size_t next = static_cast<size_t>(4) * p.tokens;
     for (size_t tile = 0; tile < p.tiles; ++tile, w += p.stride, x += next) {
-        fetch(w, 1);
+        fetch<1>(w);
         Register evens[kParts], odds[kParts];
         for (int part = 0; part < kParts; ++part) {
             const Register codes = load(w + part * 32);
@@ -150,7 +137,7 @@ void block(const Pass& p, Coding coding, int first) {
     else byte_block<kTokensNow>(p, first);
 }
 
-void one_group(const Pass& p, Coding coding) {
+void all_tokens(const Pass& p, Coding coding) {
     const int turns = (p.tokens + 3) / 4;
     for (int turn = 0, first = 0; turn < turns; ++turn) {
         const int tokens = (p.tokens - first + turns - turn - 1) / (turns - turn);
@@ -163,13 +150,7 @@ void one_group(const Pass& p, Coding coding) {
 }
 
 void by_groups(const Pass& p, Coding coding) {
-    for (int group = 0; group < p.groups; ++group) {
-        Pass one = p;
-        one.groups = 1;
-        one.packed += group * kTileBytes;
-        one.sums = reinterpret_cast<int32_t(*)[kPanelRows]>(p.sums[0] + group * kGroupRows);
-        one_group(one, coding);
-    }
+    for (int group = 0; group < p.groups; ++group) all_tokens(one_group(p, group), coding);
 }
 
 void ternary_pass(const Pass& p) {

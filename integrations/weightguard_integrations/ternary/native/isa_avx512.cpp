@@ -5,33 +5,12 @@
 
 namespace {
 
-struct Wide {
-    using Register = __m512i;
-    static constexpr int kRows = 16, kFewTokens = 8, kGroupsAtOnce = 2, kStreamTokens = 2;
-    static Register zero() { return _mm512_setzero_si512(); }
-    static Register load(const uint8_t* at) { return _mm512_loadu_si512(at); }
-    static Register broadcast(const int8_t* x) {
-        int32_t four;
-        std::memcpy(&four, x, sizeof four);
-        return _mm512_set1_epi32(four);
-    }
-    template <int kField>
-    static Register masked(Register codes) {
-        return _mm512_and_si512(codes, _mm512_set1_epi8(static_cast<char>(3 << 2 * kField)));
-    }
-    template <int kField>
-    static Register field(Register codes) {
-        return masked<0>(kField ? _mm512_srli_epi32(codes, 2 * kField) : codes);
-    }
+struct Wide : Vector<64> {
+    static constexpr int kFewTokens = 8, kGroupsAtOnce = 2, kStreamTokens = 2, kFieldSums = 4;
     static Register byte_codes(Register codes) { return codes; }
     static Register dot(Register sum, Register codes, Register x) {
-        return _mm512_dpbusd_epi32(sum, codes, x);
+        return (Register)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, (__m512i)x);
     }
-    template <int kBits>
-    static Register add_shifted(Register sum, Register part) {
-        return _mm512_add_epi32(sum, _mm512_srai_epi32(part, kBits));
-    }
-    static void store(int32_t* at, Register sum) { _mm512_storeu_si512(at, sum); }
 };
 
 struct Weigh {
@@ -50,5 +29,5 @@ struct Weigh {
 }  // namespace
 
 namespace weightguard::ternary {
-const Kernel avx512_kernel{"avx512", 128, ternary_pass<Wide>, byte_pass<Wide>, quantise, seal, finish<Weigh>};
+const Kernel avx512_kernel = kernel_of<Wide>("avx512", 128, finish<Weigh>);
 }
