@@ -74,10 +74,12 @@ class Response:
         """Take the model out of service. See Subject."""
         self._casebook.move(Event.QUARANTINED)
 
-    def raise_next(self, incident: Incident) -> None:
-        """Have forward passes raise: the next one, and as long as the incident is open."""
+    def raise_next(self, incident: Incident, *, certainly: bool) -> None:
+        """Have forward passes raise as long as the incident is open. See Subject."""
         with self._raising:
             self._to_raise[incident.number] = incident
+            if not certainly:
+                self._raised.add(incident.number)  # as one that raised already: while it is open
 
     def must_raise(self) -> tuple[Incident, ...]:
         """Return the incidents that a forward pass must raise for now."""
