@@ -38,6 +38,7 @@ from weightguard.guard import LiveTensor, Pace, Settings
 from weightguard_integrations.onnxruntime import GuardedSession
 from weightguard_integrations.onnxruntime.canary import Feed, recorded
 from weightguard_integrations.onnxruntime.graphs import initializers, raw_bytes
+from weightguard_integrations.onnxruntime.session import SCRUB
 from weightguard_integrations.onnxruntime.source import RUNTIME_ERRORS
 
 STEP_BYTES = 256 << 10
@@ -107,7 +108,8 @@ def costs(path: Path, cache: str, manifest: Manifest, pairs: int) -> None:
 
     def guarded(**more: object) -> GuardedSession:
         settings = {"mode": "sealed", "cache": cache, "manifest": manifest, "settings": QUIET}
-        return GuardedSession(path, **{"sess_options": options(), **settings, **more})  # type: ignore[arg-type]
+        quiet = {"sess_options": options(), "scrub": None, **settings}
+        return GuardedSession(path, **{**quiet, **more})  # type: ignore[arg-type]
 
     bare = guarded(canary_share=0)
     feed = request(bare)
@@ -129,6 +131,13 @@ def costs(path: Path, cache: str, manifest: Manifest, pairs: int) -> None:
             lambda s=session: s.run(None, feed), lambda: plain.run(None, feed), pairs
         )
         print(f"    {name:32s} {ratio:6.3f} +- {spread:.3f} of the plain session's CPU time")
+    with guarded(scrub=SCRUB) as session:  # its thread would run beside the other cases, too
+        ratio, spread = paired(
+            lambda: session.run(None, feed), lambda: plain.run(None, feed), pairs
+        )
+        print(f"    {f'sealed, {SCRUB} in the background':32s} {ratio:6.3f} +- {spread:.3f}")
+        idle = cpu(lambda: time.sleep(5), 1) / 5
+        print(f"    the scrubbing thread alone: {100 * idle:.2f} % of one core")
     load_times(path, cache, manifest)
     nbytes = bare.coverage().guard.covered
     spent = min(cpu(lambda: bare.guard.scrub(nbytes), 1) for _ in range(5))
@@ -140,14 +149,26 @@ def load_times(path: Path, cache: str, manifest: Manifest) -> None:
     plain = seconds(lambda: ort.InferenceSession(path, options()))
     sealed = seconds(
         lambda: GuardedSession(
-            path, options(), mode="sealed", cache=cache, manifest=manifest, settings=QUIET
+            path,
+            options(),
+            mode="sealed",
+            cache=cache,
+            manifest=manifest,
+            settings=QUIET,
+            scrub=None,
         )
     )
 
     def first() -> GuardedSession:
         with tempfile.TemporaryDirectory() as fresh:
             return GuardedSession(
-                path, options(), mode="sealed", cache=fresh, manifest=manifest, settings=QUIET
+                path,
+                options(),
+                mode="sealed",
+                cache=fresh,
+                manifest=manifest,
+                settings=QUIET,
+                scrub=None,
             )
 
     print(
@@ -159,7 +180,13 @@ def load_times(path: Path, cache: str, manifest: Manifest) -> None:
 def repairs(path: Path, cache: str, manifest: Manifest, flips: int) -> None:
     settings = Settings(on_incident=("repair",))
     with GuardedSession(
-        path, mode="sealed", cache=cache, manifest=manifest, canary_share=0, settings=settings
+        path,
+        mode="sealed",
+        cache=cache,
+        manifest=manifest,
+        canary_share=0,
+        settings=settings,
+        scrub=None,
     ) as session:
         found = flip_and_repair(session, flips, seed=7)
         print(f"    packed weights: {found} of {flips} flips found, located and repaired")
@@ -168,7 +195,7 @@ def repairs(path: Path, cache: str, manifest: Manifest, flips: int) -> None:
 def canary_alone(path: Path, cache: str, flips: int) -> None:
     """Flip bits of live weights and see whether the canary answers differently."""
     session = GuardedSession(
-        path, options(), mode="sealed", cache=cache, canary_share=0, settings=QUIET
+        path, options(), mode="sealed", cache=cache, canary_share=0, settings=QUIET, scrub=None
     )
     regions = session.adapter.memory.regions.values()
     forms = {
@@ -198,7 +225,9 @@ def seen_by_canary(
 
 def out_of_reach(path: Path, cache: str, flips: int) -> None:
     """Flip bits of what the runtime keeps to itself, before it reads them, and run the canary."""
-    with GuardedSession(path, options(), mode="sealed", cache=cache, settings=QUIET) as session:
+    with GuardedSession(
+        path, options(), mode="sealed", cache=cache, settings=QUIET, scrub=None
+    ) as session:
         runtime, watch = session._sealed, session._loaded.watch
         kept = {name for name, nbytes in runtime.model.entry.inline if nbytes}
         generator = np.random.default_rng(9)

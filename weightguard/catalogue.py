@@ -439,7 +439,7 @@ _RULES = (
         _CRITICAL,
         "The signature is none that can be read.",
         "A signature that cannot be checked vouches for nothing.",
-        _FETCH_AGAIN,
+        "Fetch the signature again, or have the folder signed: weightguard sign FOLDER --key K.",
     ),
     Rule(
         "WG503",

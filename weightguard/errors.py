@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from weightguard.catalogue import RULES, Severity
 from weightguard.finding import Finding, Report, finding
+from weightguard.units import counted
 
 
 class WeightguardError(Exception):
@@ -11,10 +12,13 @@ class WeightguardError(Exception):
 
 
 class CheckpointError(WeightguardError):
-    """The checkpoint cannot be read; carries the one finding that says why."""
+    """The checkpoint cannot be read; carries the one finding that says why.
 
-    def __init__(self, reason: Finding):
-        super().__init__(reason.message)
+    ``words`` are said in place of the finding's message.
+    """
+
+    def __init__(self, reason: Finding, words: str | None = None):
+        super().__init__(reason.message if words is None else words)
         self.finding = reason
 
 
@@ -26,10 +30,19 @@ class IntegrityError(WeightguardError):
     """Raised only where a policy says raise; carries the whole report."""
 
     def __init__(self, report: Report):
-        count = len(report.findings)
-        noun = "finding" if count == 1 else "findings"
-        super().__init__(f"{count} {noun} in {report.checkpoint}")
+        super().__init__(_told(report))
         self.report = report
+
+
+def _told(report: Report) -> str:
+    """Return how many findings there are, and the worst of them with its remedy, in a sentence."""
+    told = f"{counted(len(report.findings), 'finding')} in {report.checkpoint}"
+    if not report.findings:
+        return told
+    worst = report.findings[0]
+    name = worst.location.tensor or worst.location.file
+    place = "" if name is None else f" {name!r:.100}"
+    return f"{told}: {worst.rule}{place}: {worst.message:.500}. {worst.remedy}"
 
 
 def malformed(

@@ -11,12 +11,13 @@ import msgspec
 
 from weightguard.checkpoint import Checkpoint, open_checkpoint
 from weightguard.drift import Drift, DriftLimits
-from weightguard.errors import CheckpointError, ManifestError
+from weightguard.errors import CheckpointError, ManifestError, WeightguardError
 from weightguard.examination import Examination, report_of
 from weightguard.finding import Finding, Report, finding, ordered
 from weightguard.manifest import FileRecord, Manifest, is_manifest
-from weightguard.policy.document import DriftRule, Policy, PolicyError
+from weightguard.policy.document import DriftRule, Policy, UnusableError
 from weightguard.policy.places import place_of
+from weightguard.policy.reading import problems_of
 from weightguard.progress import Progress
 from weightguard.requirements import (
     check_calibration,
@@ -31,6 +32,8 @@ from weightguard.scan.fingerprint import TensorObserver
 from weightguard.tensor import TensorView
 from weightguard.trust import Identity, TrustCache
 from weightguard.version import VERSION
+
+_BASE = ("drift", "base")
 
 
 def gate(
@@ -54,27 +57,50 @@ def gate(
     WeightguardError for a base or key that cannot be read, and where every rule that is selected
     needs a manifest and none is named.
     """
-    path, folder = Path(path), Path(source).parent
+    path, source = Path(path), Path(source)
+    try:
+        report = _report(path, policy, source.parent, manifest, trust_cache, threads, progress)
+    except UnusableError as error:
+        raise problems_of(source).at(error.keys, error.words) from error
+    return msgspec.structs.replace(report, policy=str(source))
+
+
+def _report(
+    path: Path,
+    policy: Policy,
+    folder: Path,
+    manifest: str | os.PathLike[str] | None,
+    trust_cache: bool,
+    threads: int | None,
+    progress: Progress | None,
+) -> Report:
     with ExitStack() as stack:
         demanded = manifest_path(path, policy, folder, manifest)
         recorded = None
         if demanded is not None and demanded.exists():
             recorded = stack.enter_context(Manifest.read(demanded))
         elif policy.manifest is None or not policy.manifest.required:
-            selection_of(policy).require_other_than_comparing()
+            _require_other_than_comparing(policy)
         base = None
         if policy.drift is not None:
             base = stack.enter_context(_open_base(folder / policy.drift.base))
         try:
             checkpoint = stack.enter_context(open_checkpoint(path))
         except CheckpointError as error:
-            report = report_of(path, None, [error.finding], {}, complete=False)
-        else:
-            passing = _Passing(checkpoint, policy, recorded, demanded, base, trust_cache)
-            stack.callback(passing.close)
-            signed = check_signature(path, policy, folder, demanded, recorded, threads)
-            report = passing.run(path, signed, threads, progress)
-    return msgspec.structs.replace(report, policy=str(source))
+            return report_of(path, None, [error.finding], {}, complete=False)
+        passing = _Passing(checkpoint, policy, recorded, demanded, base, trust_cache)
+        stack.callback(passing.close)
+        signed = check_signature(path, policy, folder, demanded, recorded, threads)
+        return passing.run(path, signed, threads, progress)
+
+
+def _require_other_than_comparing(policy: Policy) -> None:
+    try:
+        selection_of(policy).require_other_than_comparing()
+    except WeightguardError as error:
+        keys = ("rules", "select") if policy.rules.select else ("rules",)
+        remedy = "Name one: path in [manifest], or --manifest."
+        raise UnusableError(keys, f"leaves nothing to check: {error} {remedy}") from error
 
 
 def manifest_path(
@@ -99,16 +125,16 @@ def selection_of(policy: Policy) -> Selection:
 
 def _open_base(path: Path) -> Checkpoint:
     if path.is_file() and is_manifest(path):
-        raise PolicyError(
-            f"the base {str(path)!r} is a manifest, which holds no weights to measure drift from. "
-            "Name the checkpoint in [drift]."
+        raise UnusableError(
+            _BASE,
+            f"names {str(path)!r}, a manifest, which holds no weights to measure drift from: name "
+            "the checkpoint.",
         )
     try:
         return open_checkpoint(path)
     except CheckpointError as error:
-        raise PolicyError(
-            f"the base {str(path)!r} of [drift] cannot be read: {error}. {error.finding.remedy}"
-        ) from error
+        words = f"names {str(path)!r}, which cannot be read: {error}. {error.finding.remedy}"
+        raise UnusableError(_BASE, words) from error
 
 
 class _Watch:
@@ -225,9 +251,10 @@ def _measure(base: Checkpoint, checkpoint: Checkpoint) -> Drift:
         for t in checkpoint.tensors
         if t.name in drift.pairs.matched
     ):
-        raise PolicyError(
-            f"the base {str(base.path)!r} of [drift] is another model: no tensor has a name and "
-            "shape of the checkpoint's."
+        raise UnusableError(
+            _BASE,
+            f"names {str(base.path)!r}, which is another model: no tensor has a name and shape of "
+            "the checkpoint's. Name the checkpoint that this one was made from.",
         )
     return drift
 

@@ -93,6 +93,13 @@ class Injection:
     schema: Literal["weightguard-injection-v1"] = "weightguard-injection-v1"
 
 
+def _refuse_unfinished(checkpoint: Checkpoint) -> None:
+    """Raise WeightguardError for files that an interrupted repair may have left half written."""
+    for found in checkpoint.findings:
+        if found.rule == "WG123":
+            raise WeightguardError(f"{found.message}: nothing was written. {found.remedy}")
+
+
 def inject(
     path: str | os.PathLike[str], output: str | os.PathLike[str], faults: Sequence[Fault]
 ) -> Injection:
@@ -106,6 +113,7 @@ def inject(
     refuse_target(output, path)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(path))
+        _refuse_unfinished(checkpoint)
         store = PatchStore()
         stack.callback(store.close)
         try:

@@ -85,14 +85,15 @@ def decode_layout(data: bytes, views: Sequence[TensorView]) -> Layout:
     if sorted(layout.order) != list(range(len(views))):
         raise ManifestError("the parity's layout does not list the tensors of its manifest")
     names = [file.name for file in layout.files]
-    if len(set(names)) != len(names) or not all(map(_is_inside, names)):
+    if len(set(names)) != len(names) or not all(map(is_inside, names)):
         raise ManifestError("the parity's layout names a file outside of its checkpoint")
     for file in layout.files:
         _check_places(file, views)
     return layout
 
 
-def _is_inside(name: str) -> bool:
+def is_inside(name: str) -> bool:
+    """Return whether a file's name leads to no place outside of its folder."""
     path = PurePosixPath(name)
     return (
         bool(path.parts)

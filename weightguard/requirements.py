@@ -8,11 +8,12 @@ from pathlib import Path
 from weightguard.checkpoint import Checkpoint
 from weightguard.finding import Finding, finding
 from weightguard.manifest import Manifest
-from weightguard.policy.document import Policy, SignatureRule, size_in_bytes
+from weightguard.policy.document import Policy, SignatureRule, UnusableError, size_in_bytes
 from weightguard.policy.places import home_of, place_of
 from weightguard.signing import (
     SIGNATURE_NAME,
     Certificate,
+    KeyFileError,
     PublicKey,
     Sigstore,
     Trusted,
@@ -108,13 +109,18 @@ def check_signature(
     if manifest is not None and recorded is not None:
         pair = (manifest, manifest.parent / recorded.document.sidecar.name)
         covered = [path for path in pair if path.resolve().is_relative_to(home_of(checkpoint))]
-    for found in verify_signature(
-        home_of(checkpoint),
-        _signer(rule, folder),
-        signature=None if rule.path is None else signature_path(checkpoint, policy, folder),
-        must_cover=covered,
-        threads=threads,
-    ):
+    try:
+        findings = verify_signature(
+            home_of(checkpoint),
+            _signer(rule, folder),
+            signature=None if rule.path is None else signature_path(checkpoint, policy, folder),
+            must_cover=covered,
+            threads=threads,
+        )
+    except KeyFileError as error:
+        key = "certificates" if rule.public_key is None else "public-key"
+        raise UnusableError(("signature", key), f"cannot be used: {error}.") from error
+    for found in findings:
         if rule.required or found.rule != "WG501":
             yield found
 

@@ -24,7 +24,10 @@ def deliver(text: str, target: Path | None) -> None:
     try:
         _write(text.encode("utf-8"), target)
     except OSError as error:
-        raise WeightguardError(f"cannot write {str(target)!r}: {error.strerror}.") from error
+        raise WeightguardError(
+            f"cannot write {str(target)!r}: {error.strerror}. Check the free space and the "
+            "permissions, or name another place."
+        ) from error
 
 
 def _write(data: bytes, target: Path) -> None:
@@ -48,7 +51,9 @@ def _print(text: str) -> None:
         abandon_output()
     except OSError as error:
         abandon_output()
-        raise WeightguardError(f"cannot write the output: {error.strerror}.") from error
+        raise WeightguardError(
+            f"cannot write the output: {error.strerror}. Check the free space where it goes."
+        ) from error
 
 
 def abandon_output() -> None:

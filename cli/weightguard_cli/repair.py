@@ -84,7 +84,7 @@ def repair(
         scope = Scope(True, (), expected.document.weights)
     account = repair_account(outcome, scope)
     publish(outcome.report, present("repair", outcome.report, scope, delivery, account), delivery)
-    if not outcome.report.complete:
+    if not outcome.report.complete and outcome.shortfall is None:
         return INCOMPLETE
     return CLEAN if outcome.healed else FINDINGS
 

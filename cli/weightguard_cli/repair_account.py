@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from weightguard.units import byte_size, counted, listed
 from weightguard_cli.account import Account, ColumnKind, Line, table_of
-from weightguard_cli.escape import escape_name
+from weightguard_cli.escape import escape_name, escape_text
 from weightguard_cli.verdict import Scope, Verdict, verdict
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _healed(outcome: RepairOutcome) -> Iterator[Line]:
         yield Line((_sources(tensor), escape_name(tensor.file), escape_name(tensor.tensor)), "good")
     for container in outcome.containers:
         size = counted(container.nbytes, "byte")
-        words = f"{size} of header, metadata or length by parity"
+        words = f"{size} of header, metadata or length by {container.source}"
         yield Line((words, escape_name(container.file), ""), "good")
 
 
@@ -71,10 +71,36 @@ def _sentences(outcome: RepairOutcome) -> Iterator[str]:
     if outcome.discarded:
         yield "the journal of an interrupted repair was removed: its files were replaced since"
     yield from _where(outcome)
+    yield from _shortfall(outcome)
+    unattested = [c.file for c in outcome.containers if not c.attested]
+    if unattested:
+        yield (
+            f"header and metadata of {_named(unattested)} are the golden copy's: the tensors prove "
+            "where they lie, but no file digest in the manifest covers the rest"
+        )
     if outcome.fetched:
         yield f"read {byte_size(outcome.fetched)} of tensors from the golden copy"
     if outcome.refused:
         yield f"the golden copy's {_named(outcome.refused)} is not the manifest's, and was refused"
+
+
+def _why_unopened(outcome: RepairOutcome) -> Iterator[str]:
+    if outcome.shortfall is None:
+        yield (
+            "it cannot be opened, and neither parity nor a golden copy tells how its files were: "
+            "give a sound copy with files of the same names and format (--golden), or fetch them "
+            "again"
+        )
+
+
+def _shortfall(outcome: RepairOutcome) -> Iterator[str]:
+    lost = outcome.shortfall
+    if lost is not None:
+        yield (
+            f"parity does not suffice: {counted(lost.blocks, 'block')} lost in "
+            f"{counted(lost.groups, 'group')}, and it restores one in each group; a sound copy of "
+            "the model restores them all (--golden)"
+        )
 
 
 def _named(names: Sequence[str]) -> str:
@@ -89,11 +115,13 @@ def _sources(tensor: TensorRepair) -> str:
 
 
 def _where(outcome: RepairOutcome) -> Iterator[str]:
+    if outcome.unused is not None:
+        yield f"gone without parity: {escape_text(outcome.unused)}"
     if outcome.output is None:
         if not outcome.healed:
             yield "nothing was written"
         if not outcome.report.complete:
-            yield "it cannot be opened, and no parity knows its files: only a whole copy helps"
+            yield from _why_unopened(outcome)
         return
     if not _is_done(outcome):
         yield "the result is a copy, the same as what was given"

@@ -87,6 +87,8 @@ def sign(
     tell_slow_scan()
     with ProgressBar("sign") as progress:
         done = make(folder, signer, signature=signature, threads=threads, progress=progress)
+    if key is not None:
+        _tell_exposed(key)
     if isinstance(done, Report):
         return _refuse(done)
     deliver(_told(done), None)
@@ -125,17 +127,22 @@ def _private_key(path: Path, password_env: str | None) -> PrivateKey:
     import sys
 
     from weightguard.signing import PrivateKey
-    from weightguard.signing.pem import is_encrypted, is_exposed
-    from weightguard_cli.escape import escape_text
+    from weightguard.signing.pem import is_encrypted
     from weightguard_cli.style import is_terminal
 
-    if is_exposed(path):
-        words = f"others can read the private key {str(path)!r}; `chmod 600` it, or make a new one"
-        click.echo(f"weightguard: warning: {escape_text(words)}", err=True)
     password = _variable(password_env)
     if password is None and is_encrypted(path) and is_terminal(sys.stdin):
         password = getpass.getpass("Password of the private key: ")
     return PrivateKey(path, password)
+
+
+def _tell_exposed(key: Path) -> None:
+    from weightguard.signing.pem import is_exposed
+    from weightguard_cli.escape import escape_text
+
+    if is_exposed(key):
+        words = f"others can read the private key {str(key)!r}; `chmod 600` it, or make a new one"
+        click.echo(f"weightguard: warning: {escape_text(words)}", err=True)
 
 
 def _refuse(report: Report) -> int:

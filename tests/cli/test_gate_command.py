@@ -177,3 +177,54 @@ def test_drift_is_told_in_every_format(
     captured = capsys.readouterr()
     assert "WG60" in captured.out
     assert captured.err == ""
+
+
+@pytest.mark.parametrize(
+    ("policy", "where"),
+    [
+        ('[rules]\n\nselect = ["WG4"]', "weightguard.toml', line 3: rules.select leaves nothing"),
+        ('[signature]\npublic-key = "absent"', "line 2: signature.public-key cannot be used: "),
+        ('[signature]\ncertificates = ["absent"]', "line 2: signature.certificates cannot be used"),
+        (
+            '[drift]\n\nbase = "absent"',
+            "absent' cannot be opened: No such file or directory. Check",
+        ),
+        (
+            '[rules]\nselect = [\n"WG1",',
+            "no TOML: Invalid value (at the end of the document, line 3)",
+        ),
+    ],
+)
+def test_what_a_policy_names_and_is_not_there_is_an_error_with_its_line(
+    model: Path, capsys: pytest.CaptureFixture[str], policy: str, where: str
+) -> None:
+    Path("weightguard.toml").write_text(policy)
+    assert main(["gate", "model"]) == 2
+    said = capsys.readouterr().err
+    assert where in said
+    assert len(said.splitlines()) == 1
+
+
+def test_the_line_is_that_of_the_projects_file(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("pyproject.toml").write_text('[tool.x]\n[tool.weightguard.drift]\nbase = "absent"\n')
+    assert main(["gate", "model"]) == 2
+    assert "'pyproject.toml', line 3: drift.base" in capsys.readouterr().err.replace(
+        f"{Path.cwd()}/", ""
+    )
+
+
+def test_filling_the_trust_cache_is_a_check_like_any_other(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path.cwd() / "cache"))
+    os.utime(model / "m.safetensors", (1, 1))
+    assert main(["manifest", "model", "-o", "m.weightguard.json"]) == 0
+    Path("weightguard.toml").write_text("")
+    verdicts = []
+    capsys.readouterr()
+    for options in ([], ["--trust-cache"]):
+        main(["gate", "model", "--manifest", "m.weightguard.json", *options])
+        verdicts.append(capsys.readouterr().out.splitlines()[0])
+    assert verdicts == ["EQUAL: the one tensor is that of the manifest"] * 2

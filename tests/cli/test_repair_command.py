@@ -76,6 +76,27 @@ def test_damage_that_remains_ends_with_1(
     assert contents(model) == before
 
 
+def test_parity_that_does_not_suffice_ends_with_1_and_names_the_golden_copy(
+    model: Path, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden = write_model(tmp_path / "golden")
+    os.truncate(model / SECOND, 3 * MIB)
+    assert main(["repair", str(model), str(manifest)]) == 1
+    text = capsys.readouterr().out
+    assert "parity does not suffice: 8 blocks lost in 1 group" in text
+    assert "(--golden)" in text
+    assert main(["repair", str(model), str(manifest), "--no-parity"]) == 2
+    assert "(--golden), or fetch them again" in capsys.readouterr().out
+    overwrite(model / SECOND, 0, b"x" * 8)
+    parity_of(manifest).write_bytes(b"")
+    assert main(["repair", str(model), str(manifest), "--golden", f"file://{golden}"]) == 0
+    text = capsys.readouterr().out
+    assert "gone without parity: " in text
+    assert "of header, metadata or length by golden copy" in text
+    assert f"header and metadata of {SECOND} are the golden copy's" in text
+    assert contents(tmp_path / "model.repaired") == contents(golden)
+
+
 def test_a_sound_checkpoint_ends_with_0(
     model: Path, manifest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

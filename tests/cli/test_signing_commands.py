@@ -90,6 +90,25 @@ def test_a_key_that_others_can_read_is_warned_of(folder, keys, capsys):
     assert "others can read the private key" in capsys.readouterr().err
 
 
+def test_what_is_no_key_is_not_warned_of(folder, keys, tmp_path, capsys):
+    junk = tmp_path / "junk.pem"
+    for data in (b"junk", keys[1].read_bytes()):
+        junk.write_bytes(data)
+        junk.chmod(0o644)
+        assert run("sign", folder, "--key", junk) == 2
+        said = capsys.readouterr().err
+        assert "warning" not in said
+        assert "Give " in said
+
+
+def test_a_signature_that_is_cut_is_to_be_fetched_or_made_again(folder, keys, capsys):
+    assert run("sign", folder, "--key", keys[0]) == 0
+    for data in (b"", (folder / "model.sig").read_bytes()[:50]):
+        (folder / "model.sig").write_bytes(data)
+        assert run("verify", folder, folder / MANIFEST, "--public-key", keys[1]) == 1
+        assert "Do: Fetch the signature again, or have the folder signed" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -479,6 +479,27 @@ class AdapterConformance:
             if isinstance(subject.adapter, Writable):
                 assert repaired == output
 
+    def test_raise_before_repair_stops_at_every_incident(self, subject: Subject) -> None:
+        if not isinstance(subject.adapter, Attachable):
+            return
+        name = biggest(subject.adapter).name
+        orders = {True: ("raise", "repair"), False: ("repair", "raise")}
+        for stops, order in orders.items():
+            settings = quiet(step_bytes=64 * BLOCK_BYTES, on_incident=order)
+            with Guard(subject.adapter, settings=settings) as guard:
+                clean = subject.run()
+                flip(subject, name, 4)
+                if stops or not isinstance(subject.adapter, Writable):
+                    with pytest.raises(IntegrityError, match=r"WG901") as caught:
+                        subject.run()
+                    assert caught.value.report.findings[0].rule == "WG901"
+                if isinstance(subject.adapter, Writable):
+                    assert subject.run() == clean
+                    assert guard.state is State.HEALTHY
+                else:
+                    flip(subject, name, 4)
+                    assert subject.run() == clean
+
     def test_quarantine_ends_with_a_repair(self, subject: Subject) -> None:
         states: list[State] = []
         settings = quiet(on_incident=("quarantine", lambda _: states.append(guard.state), "repair"))
@@ -508,6 +529,15 @@ class AdapterConformance:
             with pytest.raises(WeightguardError, match="closed"):
                 use()
         guard.step()  # a forward pass that was on its way must not fail
+        status = guard.status()
+        assert (status.state, status.ready) == ("closed", False)
+
+    def test_passes_are_counted(self, guard: Guard) -> None:
+        assert (guard.status().passes, guard.status().last_full_pass) == (0, None)
+        guard.check()
+        one_pass(guard)
+        assert guard.status().passes == 2
+        assert guard.status().last_full_pass is not None
 
 
 def _child(subject: Subject, guard: Guard) -> int:

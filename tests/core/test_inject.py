@@ -11,6 +11,7 @@ import pytest
 from tests.checkpoints import random_tensor, write_safetensors
 from tests.damaged import contents, write_model
 from weightguard import CheckpointError, WeightguardError
+from weightguard.checkpoint.unfinished import JOURNAL
 from weightguard.inject import Fault, Flip, Random, Truncate, Zero, inject
 
 TENSORS = {
@@ -129,3 +130,11 @@ def test_a_name_that_is_nearly_a_tensors_is_told_which(tmp_path: Path) -> None:
         inject(model, tmp_path / "out", [Zero("layer.0.mlp.weight")])
     with pytest.raises(WeightguardError, match=r"one run of a file\. `weightguard inspect`"):
         inject(model, tmp_path / "out", [Zero("zzzz")])
+
+
+def test_a_folder_of_an_interrupted_repair_is_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    (folder / JOURNAL).write_text("{}")
+    with pytest.raises(WeightguardError, match=r"interrupted.*Finish it: weightguard repair"):
+        inject(folder, tmp_path / "out", [Random(1)])
+    assert not (tmp_path / "out").exists()

@@ -27,7 +27,7 @@ REAL_RUNS = 48
 def real(request: pytest.FixtureRequest) -> Iterator[tuple[str, GuardedSession]]:
     path = REAL[request.param]()
     with tempfile.TemporaryDirectory() as cache, GuardedSession(
-        path, mode="sealed", manifest=fingerprint(path), cache=cache, canary_share=0,
+        path, mode="sealed", manifest=fingerprint(path), cache=cache, canary_share=0, scrub=None,
         settings=Settings(on_incident=("repair",), step_bytes=1 << 18),
     ) as session:  # fmt: skip
         yield request.param, session

@@ -62,7 +62,9 @@ def _file_system(url: str) -> tuple[Any, str]:
     try:
         system, path = url_to_fs(url)
     except (ImportError, ValueError, OSError) as error:
-        raise WeightguardError(f"{shown(url)} cannot be opened: {error}.") from error
+        named = re.search(r"\b[Ii]nstall ([a-z0-9_-]+)", str(error))
+        remedy = f"pip install {named[1]}" if named else "Check the URL, or give a local copy"
+        raise WeightguardError(f"{shown(url)} cannot be opened: {error}. {remedy}.") from error
     return system, str(path)
 
 

@@ -10,6 +10,7 @@ import msgspec
 from weightguard.finding import Finding, finding
 from weightguard.guard.adapter import Adapter, Gap, Incomplete
 from weightguard.guard.incident import UNCOVERED
+from weightguard.units import counted
 
 Attestation: TypeAlias = Literal["attested", "transformed", "trusted-on-first-use"]
 """Bytes equal to the manifest's; a declared cast or fusion of such; or nobody vouched for them."""
@@ -81,9 +82,10 @@ def gap_findings(gaps: Sequence[Gap]) -> Iterator[Finding]:
         if names:
             nbytes = sum(gap.nbytes or 0 for gap in names)
             known = "" if all(gap.nbytes is not None for gap in names) else "at least "
+            places = counted(len(names), "place")
             yield finding(
                 UNCOVERED,
-                f"{known}{nbytes} bytes of live weights in {len(names)} places are {kind}: "
+                f"{known}{nbytes} bytes of live weights in {places} are {kind}: "
                 f"{names[0].name!r:.200}, {names[0].reason}",
                 evidence={"names": [gap.name for gap in names[:16]]},
             )

@@ -12,16 +12,16 @@ from types import TracebackType
 from typing import Self
 
 from weightguard.errors import IntegrityError, WeightguardError
-from weightguard.finding import Coverage, Finding, Report
+from weightguard.finding import Finding, Report
 from weightguard.guard import forks
 from weightguard.guard.adapter import Adapter
 from weightguard.guard.background import Background
-from weightguard.guard.baseline import Baseline, Key, TensorBaseline
+from weightguard.guard.baseline import Baseline, Key
 from weightguard.guard.casebook import Casebook
 from weightguard.guard.coverage import LiveCoverage, gaps_of, live_coverage
 from weightguard.guard.deviations import Deviation
 from weightguard.guard.gate import Gate
-from weightguard.guard.incident import Incident, report
+from weightguard.guard.incident import Incident
 from weightguard.guard.ledger import Place
 from weightguard.guard.mend import Golden, Mender
 from weightguard.guard.metrics import MemoryMetrics
@@ -30,7 +30,6 @@ from weightguard.guard.presence import Presence
 from weightguard.guard.reactions import Reactions
 from weightguard.guard.response import Response
 from weightguard.guard.rounds import Rounds
-from weightguard.guard.schedule import BlockRef
 from weightguard.guard.scrub import Scrubber, Waiting
 from weightguard.guard.seal import refuse_stranger
 from weightguard.guard.sealing import Sealing
@@ -70,7 +69,7 @@ class Guard:
             self._casebook,
             self._gate,
             Mender(adapter, self._key, golden),
-            self._find,
+            lambda place: self._rounds.find(place),  # noqa: PLW0108 - they are made below
             self.metrics,
         )
         self._pins, self._presence = Pins(adapter), Presence(adapter, self.step, self.hear)
@@ -152,8 +151,8 @@ class Guard:
             self._rounds.of(*pin)
         if self.settings.step_bytes:
             self._rounds.step(self.settings.step_bytes)
-        if self._response.must_raise():
-            raise IntegrityError(self.report())
+        if raising := self._response.must_raise():
+            raise IntegrityError(self.report(raising))
 
     def scrub(self, nbytes: int = BLOCK_BYTES, seconds: float | None = None) -> int:
         """Check the blocks that come next, and return how many bytes were verified.
@@ -166,12 +165,11 @@ class Guard:
     def check(self) -> Report:
         """Check every block now and report what is open. Incomplete during an update."""
         self._require_open()
-        nbytes, complete = self._rounds.all()
-        return self._report(nbytes, complete=complete)
+        return self._rounds.report(self.settings.name, *self._rounds.all())
 
-    def report(self) -> Report:
-        """Report what is open by now, without a check."""
-        return self._report(0, complete=False)
+    def report(self, also: Iterable[Incident] = ()) -> Report:
+        """Report what is open by now, without a check, and ``also`` incidents that were."""
+        return self._rounds.report(self.settings.name, also=also)
 
     def pin(self, pins: Iterable[Pinned]) -> None:
         """Compare these bytes before every forward pass, as they are now. Raises AdapterError."""
@@ -291,24 +289,13 @@ class Guard:
         """Return where the guard stands, for people and monitors."""
         scrubber, casebook = self._rounds.scrubber, self._casebook
         return Status(
-            casebook.state.value,
-            casebook.state.ready,
+            "closed" if self.closed else casebook.state.value,
+            casebook.state.ready and not self.closed,
             casebook.count,
             len(casebook.open),
-            scrubber.position.passes,
+            self._rounds.passes,
             self._rounds.last_full_pass,
             scrubber.schedule.nbytes,
             scrubber.baseline.nbytes,
             self.coverage(),
         )
-
-    def _find(self, place: Place) -> tuple[TensorBaseline, BlockRef] | None:
-        scrubber = self._rounds.scrubber
-        ref = scrubber.schedule.find(place.subject, place.block or 0)
-        return None if ref is None else (scrubber.baseline.tensors[ref.tensor], ref)
-
-    def _report(self, nbytes: int, *, complete: bool) -> Report:
-        scrubber = self._rounds.scrubber
-        tensors = len(scrubber.baseline.tensors)
-        coverage = Coverage(tensors if complete else 0, tensors, nbytes, scrubber.schedule.nbytes)
-        return report(self.settings.name, self._casebook.open, coverage, complete=complete)

@@ -4,7 +4,8 @@
     metrics     the mismatch counter of the incident's code
     repair      put the damaged block right; what follows in the order knows whether that held
     quarantine  the model leaves service if the incident is open by then
-    raise       the next forward pass raises IntegrityError if the incident is open by then
+    raise       if the incident is open by then, forward passes raise IntegrityError while it is;
+                before repair, the next one does so even if it was healed
     a callable  called with the incident
 
 A reaction that fails is said so (WG912) and stops nothing: not the other reactions, not the
@@ -17,6 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, TypeAlias, get_args
 
 import msgspec
@@ -61,8 +63,8 @@ class Subject(Protocol):
         """Take the model out of service."""
         ...
 
-    def raise_next(self, incident: Incident) -> None:
-        """Have the next forward pass raise."""
+    def raise_next(self, incident: Incident, *, certainly: bool) -> None:
+        """Have forward passes raise while it is open; ``certainly``, the next one even if not."""
         ...
 
     def reaction_failed(self, name: str, incident: Incident, error: Exception) -> None:
@@ -104,7 +106,10 @@ class Reactions:
     def __init__(self, reactions: Iterable[Reaction], metrics: Metrics):
         """Raises WeightguardError for a reaction that does not exist."""
         self._metrics = metrics
-        self._steps = [self._step(reaction) for reaction in reactions]
+        order = list(reactions)
+        # who puts it before "repair" wants to hear of what is healed, too
+        self._raise_certainly = "raise" in order and "repair" in order[order.index("raise") :]
+        self._steps = [self._step(reaction) for reaction in order]
         self._limit = Limit(BURST, PER_SECOND)
 
     def _step(self, reaction: Reaction) -> _Named:
@@ -116,7 +121,7 @@ class Reactions:
             "metrics": _Named("metrics", False, self._count),
             "repair": _Named("repair", False, lambda guard, incident: guard.repair(incident)),
             "quarantine": _Named("quarantine", False, _quarantine),
-            "raise": _Named("raise", False, _raise),
+            "raise": _Named("raise", False, partial(_raise, certainly=self._raise_certainly)),
         }
         if reaction not in actions:
             raise WeightguardError(
@@ -162,6 +167,6 @@ def _quarantine(guard: Subject, incident: Incident) -> None:
         guard.quarantine()
 
 
-def _raise(guard: Subject, incident: Incident) -> None:
+def _raise(guard: Subject, incident: Incident, *, certainly: bool) -> None:
     if guard.is_open(incident):
-        guard.raise_next(incident)
+        guard.raise_next(incident, certainly=certainly)

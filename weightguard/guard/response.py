@@ -38,11 +38,13 @@ class Response:
         self._reactions, self._casebook, self._gate = reactions, casebook, gate
         self._mender, self._find, self._metrics = mender, find, metrics
         self._mending = threading.Lock()
-        self._to_raise: tuple[int, ...] = ()
+        self._raising = threading.Lock()
+        self._to_raise: dict[int, Incident] = {}
+        self._raised: set[int] = set()
 
     def renew_lock(self) -> None:
         """After a fork: the thread that may have held the lock is not there any more."""
-        self._mending = threading.Lock()
+        self._mending, self._raising = threading.Lock(), threading.Lock()
 
     def react(self, incidents: Iterable[Incident]) -> None:
         """Run each incident through all reactions."""
@@ -72,15 +74,23 @@ class Response:
         """Take the model out of service. See Subject."""
         self._casebook.move(Event.QUARANTINED)
 
-    def raise_next(self, incident: Incident) -> None:
+    def raise_next(self, incident: Incident, *, certainly: bool) -> None:
         """Have forward passes raise as long as the incident is open. See Subject."""
-        self._to_raise = (*self._to_raise, incident.number)
+        with self._raising:
+            self._to_raise[incident.number] = incident
+            if not certainly:
+                self._raised.add(incident.number)  # as one that raised already: while it is open
 
-    def must_raise(self) -> bool:
-        """Return whether a forward pass must raise now."""
-        if self._to_raise:
-            self._to_raise = tuple(n for n in self._to_raise if self._casebook.is_open(n))
-        return bool(self._to_raise)
+    def must_raise(self) -> tuple[Incident, ...]:
+        """Return the incidents that a forward pass must raise for now."""
+        if not self._to_raise:
+            return ()
+        with self._raising:
+            for number in self._raised & self._to_raise.keys():
+                if not self._casebook.is_open(number):
+                    del self._to_raise[number]
+            self._raised = set(self._to_raise)
+            return tuple(self._to_raise.values())
 
     def reaction_failed(self, name: str, incident: Incident, error: Exception) -> None:
         """Take note of a reaction that failed. See Subject."""

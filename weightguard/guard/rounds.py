@@ -14,9 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from weightguard.finding import Coverage, Report
+from weightguard.guard.baseline import TensorBaseline
 from weightguard.guard.casebook import Casebook
 from weightguard.guard.gate import Gate
-from weightguard.guard.incident import Incident
+from weightguard.guard.incident import Incident, report
+from weightguard.guard.ledger import Place
 from weightguard.guard.metrics import BLOCKS_VERIFIED, LAST_FULL_PASS, SCRUB_BYTES, Metrics
 from weightguard.guard.schedule import BlockRef
 from weightguard.guard.scrub import Outcome, Scrubber
@@ -40,10 +43,35 @@ class Rounds:
         self.scrubber, self._gate, self._casebook = scrubber, gate, casebook
         self._react, self._metrics, self._clock = react, metrics, clock
         self.last_full_pass: float | None = None
+        self._full_checks = 0
         self._stepping = threading.Lock()
         self._asked: list[Run] = []
         self._pass_ends = False
         self._since_step = 0
+
+    @property
+    def passes(self) -> int:
+        """How often every block was checked: in turn, or all at once."""
+        return self.scrubber.position.passes + self._full_checks
+
+    def find(self, place: Place) -> tuple[TensorBaseline, BlockRef] | None:
+        """Return what a place's block is held to now, None where the baseline has it not."""
+        ref = self.scrubber.schedule.find(place.subject, place.block or 0)
+        return None if ref is None else (self.scrubber.baseline.tensors[ref.tensor], ref)
+
+    def report(
+        self,
+        model: str,
+        nbytes: int = 0,
+        complete: bool = False,
+        *,
+        also: Iterable[Incident] = (),
+    ) -> Report:
+        """Report what is open, and ``also`` incidents that were, after ``nbytes`` were checked."""
+        schedule, tensors = self.scrubber.schedule, len(self.scrubber.baseline.tensors)
+        coverage = Coverage(tensors if complete else 0, tensors, nbytes, schedule.nbytes)
+        told = {incident.number: incident for incident in (*also, *self._casebook.open)}
+        return report(model, told.values(), coverage, complete=complete)
 
     def renew_lock(self) -> None:
         """After a fork: the thread that may have held the lock is not there any more."""
@@ -123,7 +151,8 @@ class Rounds:
         groups = grouped(scrubber.baseline, scrubber.schedule)
         blocks, nbytes = self._check_all(scrubber, groups)
         complete = blocks == scrubber.schedule.blocks
-        if complete:
+        if complete and blocks:
+            self._full_checks += 1
             self._full_pass()
         return nbytes, complete
 

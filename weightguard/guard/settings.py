@@ -58,8 +58,9 @@ class Pinned(NamedTuple):
 class Status(msgspec.Struct, frozen=True):
     """Where a guard stands, for people and monitors.
 
-    ``passes`` are full passes over all blocks since sealing; ``last_full_pass`` is in seconds
-    since the epoch. ``baseline_bytes`` is the memory that the baseline takes.
+    ``state`` is ``closed`` once the guard is. ``passes`` are full passes over all blocks, and
+    ``last_full_pass`` is in seconds since the epoch. ``baseline_bytes`` is the memory that the
+    baseline takes.
     """
 
     state: str

@@ -31,6 +31,14 @@ class PolicyError(WeightguardError):
     """A policy cannot be found, read or understood; the message names file and key."""
 
 
+class UnusableError(PolicyError):
+    """What stands at ``keys`` of a policy cannot be used; ``words`` go on from the key's name."""
+
+    def __init__(self, keys: tuple[str, ...], words: str):
+        super().__init__(f"{'.'.join(keys)} {words}")
+        self.keys, self.words = keys, words
+
+
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     """A table of the file."""
 

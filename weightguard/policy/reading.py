@@ -91,6 +91,12 @@ def parse_policy(text: str, path: Path) -> Policy:
     return policy
 
 
+def problems_of(path: Path) -> Problems:
+    """Return what tells the line of a value of a policy's file; none where that is not there."""
+    text = read_text(path) if path.exists() else ""
+    return Problems(text, path, NESTED if path.name == PROJECT_NAME else ())
+
+
 def write_template(path: Path) -> None:
     """Write the commented policy to ``path``. Raises PolicyError; never replaces anything."""
     if path.name == PROJECT_NAME:

@@ -60,6 +60,8 @@ def parse_toml(text: str, path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise PolicyError(f"{str(path)!r} is no TOML: {error}.") from error
+        last = len(text.rstrip().splitlines())
+        words = str(error).replace("at end of document", f"at the end of the document, line {last}")
+        raise PolicyError(f"{str(path)!r} is no TOML: {words}.") from error
     except RecursionError as error:
         raise PolicyError(f"{str(path)!r} is nested too deeply.") from error

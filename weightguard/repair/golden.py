@@ -16,7 +16,7 @@ class GoldenCopy:
     """
 
     def __init__(self, checkpoint: Checkpoint, name: str, manifest: Manifest):
-        self.name = name
+        self.name, self.checkpoint = name, checkpoint
         self.fetched = self.right = self.wrong = 0
         self.refused: dict[str, None] = {}
         named: dict[str, TensorView] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,14 @@ from weightguard.locate import explained_blocks, restored_block
 from weightguard.manifest import Manifest
 from weightguard.parity import Parity
 from weightguard.repair.damage import Damage
+from weightguard.repair.outcome import Shortfall
 from weightguard.repair.target import Place, Target
 from weightguard.scan.digest import BLOCK_BYTES, block_count, block_digest, tensor_hasher
 from weightguard.tensor import TensorView
 
-RESIDUES, PARITY, GOLDEN = "residues", "parity", "golden copy"
+RESIDUES: Final = "residues"
+PARITY: Final = "parity"
+GOLDEN: Final = "golden copy"
 SOURCES = (RESIDUES, PARITY, GOLDEN)
 
 
@@ -94,6 +97,19 @@ class Healer:
             else:
                 place.image.drop(number)
         return healed
+
+    def shortfall(self, parity: Parity) -> Shortfall | None:
+        """Return how many blocks are lost, in how many groups; None where none is."""
+        views = self._manifest.views()
+        groups: set[int] = set()
+        for number, bad in self._bad.items():
+            for block in bad:
+                start, stop = block_range(views[number], block)
+                origin = parity.starts[number]
+                pieces = parity.grouping.pieces(origin + start, origin + stop)
+                groups.update(parity.grouping.group_of(piece[0]) for piece in pieces)
+        lost = sum(map(len, self._bad.values()))
+        return Shortfall(lost, len(groups)) if lost else None
 
     def _views(self) -> dict[int, TensorView]:
         placed = {number: place.view for number, place in self._target.places.items()}

@@ -8,8 +8,10 @@ out, from any other. A process that is killed leaves no journal (nothing changed
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from weightguard.checkpoint.unfinished import JOURNAL, MAGIC, MAX_HEADER_BYTES, 
 from weightguard.errors import CheckpointError, WeightguardError
 from weightguard.repair.image import Difference, Image, Stored
 from weightguard.scan.digest import BLOCK_BYTES, new_hasher
+from weightguard.units import counted
 
 _DIGEST_BYTES = 32
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
@@ -108,7 +111,7 @@ def write_journal(root: Path, images: Sequence[Image], weights: str) -> None:
             "into a new checkpoint (-o)."
         )
     hasher = new_hasher("blake3")
-    with atomic_write(root / JOURNAL) as file:
+    with _needing(root, _journal_bytes(header, changes)), atomic_write(root / JOURNAL) as file:
 
         def put(data: bytes) -> None:
             hasher.update(data)
@@ -119,6 +122,27 @@ def write_journal(root: Path, images: Sequence[Image], weights: str) -> None:
             for difference in image.differences():
                 put(difference.old + difference.new)
         file.write(bytes.fromhex(hasher.hexdigest()))
+
+
+def _journal_bytes(header: bytes, changes: Iterable[Change]) -> int:
+    runs = sum(length for change in changes for _, length in change.runs)
+    return len(MAGIC) + 8 + len(header) + 2 * runs + _DIGEST_BYTES
+
+
+@contextlib.contextmanager
+def _needing(root: Path, nbytes: int) -> Iterator[None]:
+    """Say how many bytes a journal takes where the disk is too full for it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(root).free
+        raise WeightguardError(
+            f"the journal takes {counted(nbytes, 'byte')}, of which {free:,} are free in "
+            f"{str(root)!r}: {error.strerror}. Nothing was changed. Free some space, or repair "
+            "into a new checkpoint (-o) on another disk."
+        ) from error
 
 
 def remove_journal(root: Path) -> None:

@@ -20,10 +20,24 @@ class TensorRepair:
 
 @dataclass(frozen=True, slots=True)
 class ContainerRepair:
-    """A file whose header, metadata, padding or length is as recorded again."""
+    """A file whose header, metadata, padding or length is as ``source`` has it again.
+
+    ``source`` is "parity", or "golden copy" for a file that could not be opened. ``attested`` says
+    that a digest in the manifest covers these bytes; of a golden copy's only file digests do.
+    """
 
     file: str
     nbytes: int
+    source: Literal["parity", "golden copy"]
+    attested: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """Blocks that are lost still, and the number of parity's groups that they lie in."""
+
+    blocks: int
+    groups: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +51,8 @@ class RepairOutcome:
     ``copied`` are files beside the weights that went into the new folder; ``left_out``
     counts links out of the folder, pipes and devices that did not. ``fetched`` counts the bytes of
     tensors that were read from the golden copy, ``refused`` names those whose blocks there are
-    not the manifest's.
+    not the manifest's. ``shortfall`` is what parity, where the manifest has it, was too little for;
+    ``unused`` says why it was not used although it should have been.
     """
 
     report: Report
@@ -50,6 +65,8 @@ class RepairOutcome:
     left_out: int = 0
     fetched: int = 0
     refused: tuple[str, ...] = ()
+    shortfall: Shortfall | None = None
+    unused: str | None = None
     schema: Literal["weightguard-repair-v1"] = "weightguard-repair-v1"
 
     @property

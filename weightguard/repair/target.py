@@ -16,7 +16,7 @@ from weightguard.compare import match_names
 from weightguard.errors import CheckpointError
 from weightguard.layout import Layout, layout_of
 from weightguard.manifest import Manifest, TensorRecord
-from weightguard.parity import Parity
+from weightguard.repair.frame import Frame
 from weightguard.repair.image import Image, ImageRange, PatchStore
 from weightguard.tensor import TensorView
 
@@ -37,8 +37,8 @@ class Place:
 class Target:
     """The files of a checkpoint as images, and the tensors that can be written in them.
 
-    ``rebuilds`` says that the container's own bytes are known from the parity's layout. ``root``
-    is the folder that file names are relative to.
+    ``frame`` knows the containers' own bytes, if anything does. ``root`` is the folder that file
+    names are relative to.
     """
 
     root: Path
@@ -46,39 +46,27 @@ class Target:
     places: dict[int, Place]
     readable: dict[int, TensorView]
     """Tensors that can be read but not written in one run; they lend their bytes to parity."""
-    rebuilds: bool
+    frame: Frame | None
 
 
 def open_target(
-    path: Path, manifest: Manifest, parity: Parity | None, store: PatchStore, stack: ExitStack
+    path: Path, manifest: Manifest, frame: Frame | None, store: PatchStore, stack: ExitStack
 ) -> Target:
     """Return what is to be repaired; its files are closed with ``stack``.
 
-    Where the parity's layout knows the files, that is what is believed, and a header is damage
-    like any other; else the checkpoint's own headers are. Raises CheckpointError where it cannot
-    be read and no layout helps.
+    Where parity knows the files, its ``frame`` is what is believed, and a header is damage like
+    any other; else the checkpoint's own headers are. Raises CheckpointError where it cannot be
+    read and there is no frame.
     """
     try:
         checkpoint = stack.enter_context(open_checkpoint(path))
     except CheckpointError:
-        if parity is None or not (names := _local_names(path, parity.layout)):
+        if frame is None:
             raise
-        return _from_layout(path, manifest, parity.layout, names, store, stack)
-    names = {} if parity is None else _local_names(path, parity.layout)
-    if parity and names and not _laid_out_otherwise(checkpoint, manifest, parity.layout, names):
-        return _from_layout(path, manifest, parity.layout, names, store, stack)
+        return framed_target(path, manifest, frame, store, stack)
+    if frame and not _laid_out_otherwise(checkpoint, manifest, frame.layout, frame.names):
+        return framed_target(path, manifest, frame, store, stack)
     return _from_checkpoint(checkpoint, manifest, store)
-
-
-def _local_names(path: Path, layout: Layout) -> dict[str, str]:
-    """Return the name here of each file of a layout; nothing where none of them is here."""
-    if path.is_dir():
-        present = any(os.path.lexists(path / file.name) for file in layout.files)
-        return {file.name: file.name for file in layout.files} if present else {}
-    if len(layout.files) == 1:
-        return {layout.files[0].name: path.name}
-    names = {file.name: file.name for file in layout.files}
-    return names if path.name in names else {}
 
 
 def _laid_out_otherwise(
@@ -100,21 +88,17 @@ def _laid_out_otherwise(
     return own != {names[f.name]: f.tensors for f in layout.files if f.tensors}
 
 
-def _from_layout(
-    path: Path,
-    manifest: Manifest,
-    layout: Layout,
-    names: dict[str, str],
-    store: PatchStore,
-    stack: ExitStack,
+def framed_target(
+    path: Path, manifest: Manifest, frame: Frame, store: PatchStore, stack: ExitStack
 ) -> Target:
+    """Return files to be repaired that are laid out as ``frame`` knows, whatever they say."""
     root = path if path.is_dir() else path.parent
     folder = Folder(root, blobs_of(root))
     stack.callback(folder.close)
     views = manifest.views()
     images, places = {}, {}
-    for file in layout.files:
-        name = names[file.name]
+    for file in frame.layout.files:
+        name = frame.names[file.name]
         present = os.path.lexists(root / name)
         one = not path.is_dir() and name == path.name and folder.blobs is None
         opened = (folder.adopt(path) if one else folder.open(name)) if present else None
@@ -122,7 +106,7 @@ def _from_layout(
         images[name] = image
         for number, start in file.tensors:
             places[number] = _place(number, views[number], manifest, image, start)
-    return Target(root, images, places, {}, rebuilds=True)
+    return Target(root, images, places, {}, frame)
 
 
 def _from_checkpoint(checkpoint: Checkpoint, manifest: Manifest, store: PatchStore) -> Target:
@@ -143,7 +127,7 @@ def _from_checkpoint(checkpoint: Checkpoint, manifest: Manifest, store: PatchSto
             else:
                 readable[numbers[name]] = replace(view, source=tensor.source, shard=tensor.shard)
     root = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    return Target(root, images, places, readable, rebuilds=False)
+    return Target(root, images, places, readable, frame=None)
 
 
 def _place(number: int, view: TensorView, manifest: Manifest, image: Image, start: int) -> Place:

@@ -8,6 +8,7 @@ signature is made or checked.
 from weightguard.signing.parties import (
     Certificate,
     CertifiedKey,
+    KeyFileError,
     PrivateKey,
     PublicKey,
     Signer,
@@ -23,6 +24,7 @@ __all__ = [
     "SIGNATURE_NAME",
     "Certificate",
     "CertifiedKey",
+    "KeyFileError",
     "PrivateKey",
     "PublicKey",
     "Signed",

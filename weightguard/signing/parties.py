@@ -6,6 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
+from weightguard.errors import WeightguardError
+
+
+class KeyFileError(WeightguardError):
+    """A file with a key or certificates cannot be read or used; the message says what to do."""
+
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from weightguard.checkpoint.files import CheckpointFile
 from weightguard.checkpoint.names import shown
-from weightguard.errors import CheckpointError, WeightguardError
-from weightguard.signing.parties import PrivateKey
+from weightguard.errors import CheckpointError
+from weightguard.signing.parties import KeyFileError, PrivateKey
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import (
@@ -30,36 +30,41 @@ _WANTED = (
     "`openssl ecparam -name prime256v1 -genkey -noout` makes"
 )
 
+_PEM_CERTIFICATE = (
+    "Give one that begins with BEGIN CERTIFICATE; `openssl x509 -inform DER -in C -out C.pem` "
+    "makes it from a binary one"
+)
+
 
 def read_pem(path: Path, what: str) -> bytes:
-    """Return the bytes of a file that the user named; WeightguardError where it cannot be read."""
+    """Return the bytes of a file that the user named; KeyFileError where it cannot be read."""
     try:
         file = CheckpointFile(path.resolve(), str(path))
     except (OSError, RuntimeError, ValueError, CheckpointError) as error:
-        raise WeightguardError(f"cannot read {what}: {error}") from error
+        raise KeyFileError(f"cannot read {what}: {error}. Check the path") from error
     try:
         return file.read(0, file.size, limit=MAX_PEM_BYTES)
     except CheckpointError as error:
-        raise WeightguardError(f"cannot read {what}: {error}") from error
+        raise KeyFileError(f"cannot read {what}: {error}. Check that this is its file") from error
     finally:
         file.close()
 
 
 def public_key(path: Path) -> EllipticCurvePublicKey:
-    """Return the public key in a PEM file; WeightguardError where it is none to verify with."""
+    """Return the public key in a PEM file; KeyFileError where it is none to verify with."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     data = read_pem(path, "the public key")
     if b"PRIVATE KEY-----" in data:
-        raise WeightguardError(
+        raise KeyFileError(
             f"{shown(str(path))} is a private key, and verifying takes the public one. "
             "`openssl pkey -in KEY -pubout` derives it"
         )
     try:
         key = load_pem_public_key(data)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise WeightguardError(f"{shown(str(path))} is no PEM public key. {_WANTED}") from error
+        raise KeyFileError(f"{shown(str(path))} is no PEM public key. {_WANTED}") from error
     _require_curve(key, path)
     return key  # type: ignore[return-value]
 
@@ -67,31 +72,36 @@ def public_key(path: Path) -> EllipticCurvePublicKey:
 def private_key(key: PrivateKey) -> EllipticCurvePrivateKey:
     """Return the private key in a PEM file, decrypted in memory.
 
-    Raises WeightguardError where it is unreadable, of another kind or its password is wrong.
+    Raises KeyFileError where it is unreadable, of another kind or its password is wrong.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     data, name = read_pem(key.path, "the private key"), shown(str(key.path))
     if b"PUBLIC KEY-----" in data and b"PRIVATE KEY-----" not in data:
-        raise WeightguardError(f"{name} is a public key, and signing takes the private one")
+        raise KeyFileError(
+            f"{name} is a public key, and signing takes the private one. Give the key that it was "
+            "derived from"
+        )
     password = None if key.password is None else key.password.encode()
     try:
         loaded = load_pem_private_key(data, password)
     except TypeError as error:
         if password is None:
             remedy = f"the private key {name} is encrypted: name a variable with --password-env"
-            raise WeightguardError(remedy) from error
-        raise WeightguardError(
-            f"the private key {name} is not encrypted, but a password was given"
+            raise KeyFileError(remedy) from error
+        raise KeyFileError(
+            f"the private key {name} is not encrypted, but a password was given. Leave out "
+            "--password-env"
         ) from error
     except (ValueError, UnsupportedAlgorithm) as error:
         if b"ENCRYPTED" in data:
-            raise WeightguardError(
+            raise KeyFileError(
                 f"the private key {name} cannot be decrypted: the password is wrong, "
-                "or the file is damaged"
+                "or the file is damaged. Check the variable of --password-env, or take the key "
+                "from its backup"
             ) from error
-        raise WeightguardError(f"{name} is no PEM private key. {_WANTED}") from error
+        raise KeyFileError(f"{name} is no PEM private key. {_WANTED}") from error
     _require_curve(loaded, key.path)
     return loaded  # type: ignore[return-value]
 
@@ -101,7 +111,9 @@ def is_exposed(path: Path) -> bool:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise WeightguardError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        raise KeyFileError(
+            f"cannot read {str(path)!r}: {error.strerror}. Check the path"
+        ) from error
     return stat.S_ISREG(mode) and bool(mode & (stat.S_IRWXG | stat.S_IRWXO))
 
 
@@ -111,7 +123,7 @@ def is_encrypted(path: Path) -> bool:
 
 
 def certificates(paths: Iterable[Path]) -> bytes:
-    """Return PEM certificates joined; WeightguardError where a file holds none."""
+    """Return PEM certificates joined; KeyFileError where a file holds none."""
     from cryptography.x509 import load_pem_x509_certificates
 
     pieces = []
@@ -120,7 +132,9 @@ def certificates(paths: Iterable[Path]) -> bytes:
         try:
             load_pem_x509_certificates(data)
         except ValueError as error:
-            raise WeightguardError(f"{shown(str(path))} holds no PEM certificate") from error
+            raise KeyFileError(
+                f"{shown(str(path))} holds no PEM certificate. {_PEM_CERTIFICATE}"
+            ) from error
         pieces.append(data.rstrip() + b"\n")
     return b"".join(pieces)
 
@@ -128,7 +142,7 @@ def certificates(paths: Iterable[Path]) -> bytes:
 def certified_key(path: Path) -> object:
     """Return the public key of a file's first certificate, the signer's.
 
-    Raises WeightguardError where verifiers would refuse what its key signs: they ask for the key
+    Raises KeyFileError where verifiers would refuse what its key signs: they ask for the key
     usage digitalSignature or the extended key usage codeSigning.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -140,9 +154,11 @@ def certified_key(path: Path) -> object:
         usable = _may_sign(certificate)
         key = certificate.public_key()
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise WeightguardError(f"the certificate {name} cannot be used: {error}") from error
+        raise KeyFileError(
+            f"the certificate {name} cannot be used: {error}. Have it issued anew"
+        ) from error
     if not usable:
-        raise WeightguardError(
+        raise KeyFileError(
             f"the certificate {name} is not for signing, so nobody would accept the signature: "
             "have one issued with the key usage digitalSignature or the extended key usage "
             "codeSigning"
@@ -182,6 +198,6 @@ def _require_curve(key: object, path: Path) -> None:
     curve = getattr(key, "curve", None)
     if curve is None:
         kind = type(key).__name__.lstrip("_").removesuffix("PublicKey").removesuffix("PrivateKey")
-        raise WeightguardError(f"{shown(str(path))} is a key of another kind ({kind}). {_WANTED}")
+        raise KeyFileError(f"{shown(str(path))} is a key of another kind ({kind}). {_WANTED}")
     if curve.name not in _CURVES:
-        raise WeightguardError(f"{shown(str(path))} is on the curve {curve.name}. {_WANTED}")
+        raise KeyFileError(f"{shown(str(path))} is on the curve {curve.name}. {_WANTED}")

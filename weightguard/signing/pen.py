@@ -75,7 +75,8 @@ def _certified(signer: CertifiedKey) -> bytes:
     if certified_key(signer.certificate) != private_key(signer.key).public_key():
         raise WeightguardError(
             f"the certificate {str(signer.certificate)!r} is for another key than "
-            f"{str(signer.key.path)!r}"
+            f"{str(signer.key.path)!r}. Give the certificate that was issued for this key, or the "
+            "key that belongs to it; `openssl x509 -in C -noout -pubkey` shows whose it is"
         )
     return certificates([signer.certificate, *signer.chain])
 

@@ -178,14 +178,15 @@ def held(place: Path) -> Held:
         raise StaleEntry(f"{DATA_NAME} cannot be opened: {error.strerror}") from error
 
 
-def read_entry(place: Path, key: str) -> Entry:
-    """Return the record of an entry; raises StaleEntry."""
+def read_entry(place: Path, stated: Mapping[str, object]) -> Entry:
+    """Return the record of an entry, whose fields are as ``stated``; raises StaleEntry."""
     try:
         entry = msgspec.json.decode(read_private(place / ENTRY_NAME, MAX_ENTRY_BYTES), type=Entry)
     except msgspec.DecodeError as error:
         raise StaleEntry(f"its record is damaged: {error}") from error
-    if (entry.schema, entry.key) != (SCHEMA, key):
-        raise StaleEntry("its record is another entry's")
+    for field, wanted in stated.items():
+        if getattr(entry, field) != wanted:
+            raise StaleEntry(f"its record is of another {field}")
     for extent in entry.extents:
         dtype = DTYPES.get(extent.dtype)
         if dtype is None or dtype.nbytes(math.prod(extent.shape)) != extent.nbytes:

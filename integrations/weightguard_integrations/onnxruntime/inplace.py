@@ -100,9 +100,9 @@ class Buffer:
         regions = {}
         for placed in self.placed:
             view = placed.view
-            token = Token(self.address + placed.offset)
+            token = Token(placed.offset)
             live = LiveTensor(view.name, view.dtype, view.shape, token, view.aliases)
-            regions[view.name] = Region(live)
+            regions[view.name] = Region(live, self.address + placed.offset)
         gaps = tuple(
             Gap(view.name, "unreachable", view.nbytes, _NOT_OURS)
             for view in checkpoint.tensors

@@ -110,7 +110,7 @@ def load_sealed(
         sealing.fill(order, wanted.path, wanted.manifest, work)
 
     def load(place: Path) -> None:
-        runtime = SealedRuntime(SealedModel.read(place, order.key), cache, order.recipe)
+        runtime = SealedRuntime(SealedModel.read(place, order.stated()), cache, order.recipe)
         loaded.append(_guard_sealed(session, adapter, wanted, runtime))
 
     try:

@@ -16,7 +16,10 @@ Form: TypeAlias = Literal["plain", "packed", "source"]
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A live tensor and where it comes from.
+    """A live tensor, the address where its bytes lie now, and where they come from.
+
+    The address is no part of the tensor's identity: bytes that another session of the same sealed
+    model maps elsewhere are the same, and nobody but damage changes them.
 
     ``account`` says how its bytes follow from the model's, where that is declared and checked;
     None where they should equal a tensor of the manifest. ``form``: ``plain`` as in the model,
@@ -25,6 +28,7 @@ class Region:
     """
 
     tensor: LiveTensor
+    address: int
     account: str | None = None
     writable: bool = True
     form: Form = "plain"
@@ -60,12 +64,13 @@ class SessionAdapter:
     def read(self, name: str, start: int, stop: int) -> memoryview:
         """See Adapter; the view keeps the session's memory."""
         memory = self.memory
-        tensor = self._region(memory, name).tensor
+        region = self._region(memory, name)
+        tensor = region.tensor
         if not 0 <= start <= stop <= tensor.nbytes:
             raise AdapterError(f"{name!r} has {tensor.nbytes} bytes, not {start}:{stop}")
         if start == stop:
             return memoryview(b"")
-        pointer = (ctypes.c_ubyte * (stop - start)).from_address(tensor.token.storage + start)
+        pointer = (ctypes.c_ubyte * (stop - start)).from_address(region.address + start)
         pointer.owner = memory.owner  # type: ignore[attr-defined]
         return np.frombuffer(memoryview(pointer), np.uint8).data
 
@@ -77,7 +82,7 @@ class SessionAdapter:
             raise AdapterError(f"the memory of {name!r} is mapped read-only")
         if start < 0 or start + len(data) > region.tensor.nbytes:
             raise AdapterError(f"{name!r} has {region.tensor.nbytes} bytes")
-        ctypes.memmove(region.tensor.token.storage + start, data, len(data))
+        ctypes.memmove(region.address + start, data, len(data))
 
     def attach(self, before_step: Callable[[], None]) -> Callable[[], None]:
         """See Attachable."""

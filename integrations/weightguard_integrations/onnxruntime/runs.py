@@ -71,9 +71,9 @@ class CheckedRuns(ort.InferenceSession):  # type: ignore[misc]
         arguments = (run_options, feed_names, feeds, fetch_names, fetches, fetch_devices)
         return self.checked(super().run_with_ortvaluevector, *arguments)
 
-    def run_plainly(self, feed: Feed) -> Outputs:
+    def run_plainly(self, feed: Feed, options: ort.RunOptions | None = None) -> Outputs:
         """Run without what comes before a run."""
-        outputs: Outputs = super().run(None, feed)
+        outputs: Outputs = super().run(None, feed, options)
         return outputs
 
     def enable_fallback(self) -> NoReturn:

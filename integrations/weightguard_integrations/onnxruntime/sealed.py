@@ -58,10 +58,10 @@ class SealedModel:
     held: Held
 
     @classmethod
-    def read(cls, place: Path, key: str) -> SealedModel:
-        """Read an entry; raises StaleEntry."""
+    def read(cls, place: Path, stated: dict[str, object]) -> SealedModel:
+        """Read an entry whose record says what is ``stated``; raises StaleEntry."""
         in_use = held(place)
-        entry = read_entry(place, key)
+        entry = read_entry(place, stated)
         graph = read_private(place / GRAPH_NAME, MAX_GRAPH_BYTES, entry.graph)
         feeds = canaries.decoded(read_private(place / CANARY_NAME, MAX_CANARY_BYTES, entry.canary))
         return cls(place, entry, graph, feeds, in_use)
@@ -81,7 +81,6 @@ class SealedRuntime:
         self.model = model
         self._cache, self._recipe = cache, recipe
         self._mappings: Sequence[Mapping] = ()
-        self._generation = 0
 
     @contextmanager
     def making(self) -> Iterator[ort.SessionOptions]:
@@ -90,14 +89,13 @@ class SealedRuntime:
         with self._cache.own_name(self.model.place, copied=nested) as folder:
             yield sealed_options(self._recipe, folder, profiled=True)
             self._mappings = mappings_of(folder / DATA_NAME)
-            self._generation += 1
 
     def proved(self, owner: object, run: Callable[[], object]) -> Memory:
         """Return the live weights of the session made last, ``owner``, which ``run`` runs.
 
         Raises StaleEntry where mapped bytes are not those that were sealed.
         """
-        memory = locate(self.model.entry, self._mappings, owner, self._generation)
+        memory = locate(self.model.entry, self._mappings, owner)
         self.verify(memory)
         return prove(memory, self._mappings, run)
 
@@ -115,7 +113,7 @@ class SealedRuntime:
                 raise StaleEntry(f"{extent.name!r:.200} is not what was sealed")
 
 
-def locate(entry: Entry, mappings: Sequence[Mapping], owner: object, generation: int) -> Memory:
+def locate(entry: Entry, mappings: Sequence[Mapping], owner: object) -> Memory:
     """Return where a session's weights are mapped, and what of them is not."""
     packed = {extent.source for extent in entry.extents if extent.packed}
     regions, gaps = {}, []
@@ -123,11 +121,11 @@ def locate(entry: Entry, mappings: Sequence[Mapping], owner: object, generation:
         where = _where(extent, mappings)
         if where is not None:
             address, writable = where
-            live = _live(extent, address, generation)
+            live = _live(extent)
             form: Form = "packed" if extent.packed else "plain"
             if form == "plain" and extent.source in packed:
                 form = "source"
-            regions[extent.name] = Region(live, _account(entry, extent), writable, form)
+            regions[extent.name] = Region(live, address, _account(entry, extent), writable, form)
         elif extent.packed or extent.source not in packed:
             gaps.append(Gap(extent.name, "unreachable", extent.nbytes, _NOT_MAPPED))
     gaps += [Gap(name, "unreachable", nbytes, _IN_GRAPH) for name, nbytes in entry.inline if nbytes]
@@ -154,8 +152,8 @@ def _where(extent: Extent, mappings: Sequence[Mapping]) -> tuple[int, bool] | No
     return None
 
 
-def _live(extent: Extent, address: int, generation: int) -> LiveTensor:
-    token = Token(address, generation)
+def _live(extent: Extent) -> LiveTensor:
+    token = Token(extent.offset)
     return LiveTensor(extent.name, DTYPES[extent.dtype], extent.shape, token, extent.shares)
 
 
@@ -176,7 +174,7 @@ def prove(memory: Memory, mappings: Sequence[Mapping], run: Callable[[], object]
     live, unread = {}, []
     for name, region in memory.regions.items():
         tensor = region.tensor
-        if accessed_pages(tensor.token.storage, tensor.nbytes):
+        if accessed_pages(region.address, tensor.nbytes):
             live[name] = region
         elif region.form == "packed":
             live[name] = replace(region, read=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,8 @@ SMALLEST_EXTERNAL = 1024
 _RAW_DATA = "optimised.data"
 _RAW_GRAPH = "optimised.onnx"
 _ERRORS = 3
-_REMEDY = ". If it could not write, give cache= a folder with room for three times the model"
+LEAST_ROOM, AMPLE_ROOM = 2, 3
+"""Times the model's size: what sealing needs at least, and what it never needs more than."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,18 @@ class Order:
     options: dict[str, str]
     feeds: tuple[Feed, ...] | None
     recipe: Recipe
+
+    def stated(self) -> dict[str, object]:
+        """Return what the record of an entry that fulfils this says of itself."""
+        return {
+            "schema": SCHEMA,
+            "key": self.key,
+            "model": self.model,
+            "weights": self.weights,
+            "runtime": ort.__version__,
+            "processor": processor(),
+            "options": self.options,
+        }
 
 
 def order_of(
@@ -117,6 +131,7 @@ def fill(
             raise WeightguardError(
                 "the model's files changed while they were read: load from files that are at rest"
             )
+        require_room(work.parent, sum(file.size for file in checkpoint.files))
         require_sound(checkpoint, manifest)
         seal_model(checkpoint, order, work)
 
@@ -172,8 +187,29 @@ def _compile(
     )
     options.optimized_model_filepath = str(work / _RAW_GRAPH)
     options.log_severity_level = max(options.log_severity_level, _ERRORS)
-    with given_external_data(checkpoint, options), readable_failure(_REMEDY):
-        return ort.InferenceSession(graph, options, providers=[CPU])
+    try:
+        with given_external_data(checkpoint, options), readable_failure():
+            return ort.InferenceSession(graph, options, providers=[CPU])
+    except WeightguardError as error:
+        if not any(work.iterdir()):
+            raise
+        # it was writing already
+        nbytes = sum(file.size for file in checkpoint.files)
+        raise WeightguardError(f"{error}. {_give_room(work.parent, nbytes)}") from error
+
+
+def require_room(folder: Path, nbytes: int) -> None:
+    """Raise WeightguardError where ``folder`` has no room to seal a model of ``nbytes``."""
+    if shutil.disk_usage(folder).free < LEAST_ROOM * nbytes:
+        raise WeightguardError(f"no room to seal the model. {_give_room(folder, nbytes)}")
+
+
+def _give_room(folder: Path, nbytes: int) -> str:
+    free = shutil.disk_usage(folder).free
+    return (
+        f"Sealing may take {AMPLE_ROOM * nbytes:,} bytes, and {free:,} are free in "
+        f"{str(folder)!r:.300}: give cache= a folder with more room, or mode='inplace'"
+    )
 
 
 def _relay(

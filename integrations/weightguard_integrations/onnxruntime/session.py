@@ -16,6 +16,7 @@ from weightguard.errors import WeightguardError
 from weightguard.finding import Report
 from weightguard.guard import Guard, Incident, Settings, Status
 from weightguard_integrations.onnxruntime import canary as canaries
+from weightguard_integrations.onnxruntime.arguments import model_path, refuse, settings_of
 from weightguard_integrations.onnxruntime.cache import Cache, Entry, StaleEntry, default_folder
 from weightguard_integrations.onnxruntime.canary import Feed, Outputs
 from weightguard_integrations.onnxruntime.children import RUNTIMES
@@ -43,6 +44,9 @@ from weightguard_integrations.onnxruntime.watch import CanaryWatch
 CANARY_SHARE = 0.01
 """Share of the time that canary runs may take."""
 
+SCRUB = "25MB/s"
+"""Bytes a second that are checked in the background: less than 1 % of one core."""
+
 
 class GuardedSession(CheckedRuns):
     """An InferenceSession whose weights are verified at load and while it serves.
@@ -62,6 +66,8 @@ class GuardedSession(CheckedRuns):
         *,
         manifest: ManifestLike | None = None,
         mode: Mode | None = None,
+        scrub: str | int | None = SCRUB,
+        step_budget: str | int = 0,
         settings: Settings | None = None,
         canary: Feed | Sequence[Feed] | None = None,
         canary_share: float = CANARY_SHARE,
@@ -71,6 +77,8 @@ class GuardedSession(CheckedRuns):
     ):
         """Load the model at a path, verified against ``manifest`` where there is one.
 
+        ``scrub`` is the rate of the background thread that checks the weights, None for none;
+        ``step_budget`` is checked before each run. Both give way to what ``settings`` say of it.
         ``canary`` are inputs to be run now and then, for ``canary_share`` of the time; without it
         they are made up from the model's signature. ``cache`` is the folder of sealed models, or a
         Cache of a size. ``variant`` names what of the options cannot be read from them: custom
@@ -81,20 +89,21 @@ class GuardedSession(CheckedRuns):
         guarded: then there is none.
         """
         self._loaded: Loaded | None = None
-        path = _path(path_or_bytes)
-        _refuse(refused, canary_share, settings)
+        path = model_path(path_or_bytes)
+        refuse(refused, canary_share)
         self._sealed: SealedRuntime | None = None
         self._closed = False
         self._share = canary_share
         self._requested = required_providers(providers)
         self._asked_options = provider_options
         self.adapter = SessionAdapter(Memory(None))
+        self._recipe = Recipe(sess_options)
         self.mode = chosen_mode(mode, self._requested)
         with opened_manifest(manifest) as recorded:
             wanted = Wanted(
-                path, recorded, Recipe(sess_options),
+                path, recorded, self._recipe,
                 None if canary is None else canaries.given(canary),
-                settings or Settings(name=f"onnxruntime {Path(path).name}"), variant,
+                settings_of(settings, path, self.mode, scrub, step_budget), variant,
             )  # fmt: skip
             if self.mode == "sealed":
                 store = (
@@ -121,13 +130,17 @@ class GuardedSession(CheckedRuns):
         """Return the canary of this session, which does not keep it."""
         method = weakref.WeakMethod(self.run_plainly)
 
-        def run(feed: Feed) -> Outputs:
+        def run(feed: Feed, options: ort.RunOptions) -> Outputs:
             bound = method()
             if bound is None:
                 raise WeightguardError("the session of this canary is gone")
-            return bound(feed)
+            return bound(feed, options)
 
         return CanaryWatch(run, feeds, outputs, self._share)
+
+    def get_session_options(self) -> ort.SessionOptions:
+        """Return the options as they were given: a sealed graph is loaded with others."""
+        return self._recipe.fresh(profiled=True)
 
     def _create_inference_session(self, providers: Any, options: Any, disabled: Any = None) -> None:
         """Create the runtime's session, now and whenever it is rebuilt. Overrides onnxruntime's."""
@@ -143,11 +156,10 @@ class GuardedSession(CheckedRuns):
 
     def checked(self, run: Callable[..., Any], *arguments: Any) -> Any:
         """Do what is due of checks, then run; a kernel that fails has the weights checked."""
-        if self._closed:
-            return run(*arguments)
         loaded = self._require_loaded()
-        loaded.watch.run_if_due(loaded.guard)
         self.adapter.before_run()
+        if loaded.watch.run_if_due(loaded.guard):
+            self.adapter.before_run()  # what a policy says of it is for this run already
         try:
             return run(*arguments)
         except RUNTIME_ERRORS as error:
@@ -178,12 +190,14 @@ class GuardedSession(CheckedRuns):
         loaded = self._require_loaded()
         if loaded.sealed is None:
             raise WeightguardError(f"a session in {self.mode} mode is not rebuilt: make a new one")
+        before = dict(self.__dict__)
         try:
             self._create_inference_session(self._requested, self._asked_options)
             self.adapter.memory = loaded.sealed.proved(self._sess, loaded.watch.deviation)
-        except StaleEntry as error:
+        except (StaleEntry, *RUNTIME_ERRORS) as error:
+            self.__dict__.update(before)  # runs go on with the session that there was
             raise WeightguardError(
-                f"the sealed model changed since it was loaded: {error}. Make a new session"
+                f"the sealed model changed since it was loaded: {error!s:.500}. Make a new session"
             ) from error
 
     def run_canary(self) -> bool:
@@ -197,9 +211,12 @@ class GuardedSession(CheckedRuns):
     # asking
 
     def check(self) -> Report:
-        """Check the canary and every watched byte now, and report what is open."""
-        self.run_canary()
-        return self.guard.check()
+        """Check every watched byte now, then the canary, and report what is open.
+
+        The bytes come first: what they show is put right before anything runs on it.
+        """
+        report = self.guard.check()
+        return report if self.run_canary() and not report.findings else self.guard.check()
 
     def scrub(self, nbytes: int, seconds: float | None = None) -> int:
         """Check the bytes that come next; return how many were verified. See Guard."""
@@ -208,7 +225,9 @@ class GuardedSession(CheckedRuns):
     @property
     def guard(self) -> Guard:
         """The guard."""
-        return self._require_loaded().guard
+        if self._loaded is None:
+            raise WeightguardError(_NOT_LOADED)
+        return self._loaded.guard
 
     @property
     def incidents(self) -> tuple[Incident, ...]:
@@ -231,7 +250,7 @@ class GuardedSession(CheckedRuns):
     # ending
 
     def close(self) -> None:
-        """Stop guarding; the session can still run, unguarded."""
+        """Stop guarding: the session runs no more; what was found can still be asked for."""
         if self._loaded is None or self._closed:
             return
         self._closed = True
@@ -261,33 +280,10 @@ class GuardedSession(CheckedRuns):
 
     def _require_loaded(self) -> Loaded:
         if self._loaded is None:
-            raise WeightguardError("this session was not loaded: make a new one")
+            raise WeightguardError(_NOT_LOADED)
+        if self._closed:
+            raise WeightguardError("this session is closed: make a new one")
         return self._loaded
 
 
-def _path(given: object) -> str | os.PathLike[str]:
-    if not isinstance(given, (str, os.PathLike)):
-        raise WeightguardError(
-            "give a path: what is verified are files, "
-            + ("not bytes of a graph" if isinstance(given, bytes) else f"not {given!r:.100}")
-        )
-    return given
-
-
-def _store(cache: str | os.PathLike[str] | Cache | None) -> Cache:
-    if isinstance(cache, Cache):
-        return cache
-    return Cache(default_folder() if cache is None else Path(cache))
-
-
-def _refuse(further: dict[str, Any], canary_share: float, settings: object) -> None:
-    """Raise WeightguardError for what a guarded session cannot be told."""
-    if further:
-        raise WeightguardError(
-            f"a guarded session takes no {sorted(further)[0]!r:.100}: it has no fallback, and what "
-            "else is to be set belongs into sess_options"
-        )
-    if not 0 <= canary_share < 1:
-        raise WeightguardError(f"canary_share is a part of the time below 1, not {canary_share}")
-    if settings is not None and not isinstance(settings, Settings):
-        raise WeightguardError(f"settings are weightguard.guard.Settings, not {settings!r:.100}")
+_NOT_LOADED = "this session was not loaded: make a new one"

@@ -26,7 +26,7 @@ from weightguard.catalogue import Severity
 from weightguard.checkpoint import Checkpoint, open_checkpoint
 from weightguard.checkpoint.files import CheckpointFile
 from weightguard.checksums import file_digests
-from weightguard.errors import IntegrityError, WeightguardError
+from weightguard.errors import CheckpointError, IntegrityError, WeightguardError
 from weightguard.finding import Finding, Report, finding
 from weightguard.guard.incident import UNATTESTED
 from weightguard.manifest import FileRecord, Manifest
@@ -55,7 +55,11 @@ def open_model(path: str | os.PathLike[str], *, private: bool) -> Checkpoint:
 
     Raises CheckpointError for what cannot be read, WeightguardError for another format.
     """
-    checkpoint = open_checkpoint(path, private=private)
+    try:
+        checkpoint = open_checkpoint(path, private=private)
+    except CheckpointError as error:
+        found = error.finding
+        raise CheckpointError(found, f"{found.message}. {found.remedy}") from error
     if checkpoint.format != "onnx" or not os.path.isfile(path):  # noqa: PTH113
         checkpoint.close()
         raise WeightguardError(
@@ -134,13 +138,13 @@ def given_external_data(checkpoint: Checkpoint, options: ort.SessionOptions) -> 
 
 
 @contextmanager
-def readable_failure(remedy: str = "") -> Iterator[None]:
+def readable_failure() -> Iterator[None]:
     """Turn what onnxruntime raises about a model into an error that says what could not be done."""
     try:
         yield
     except RUNTIME_ERRORS as error:
         raise WeightguardError(
-            f"onnxruntime cannot load the model, whose files are sound: {error!s:.500}{remedy}"
+            f"onnxruntime cannot load the model, whose files are sound: {error!s:.500}"
         ) from error
 
 

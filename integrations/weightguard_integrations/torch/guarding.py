@@ -27,11 +27,11 @@ from weightguard.guard import (
 from weightguard.guard.background import Background
 from weightguard.guard.incident import CANARY, RUNTIME_EXCEPTION, SENTINEL, UNCOVERED
 from weightguard.guard.ledger import Place
+from weightguard.guard.quantities import parse_bytes, parse_rate, parse_seconds
 from weightguard.guard.reactions import Reaction
 from weightguard.guard.shares import Declared, Ranks
 from weightguard_integrations.torch.live import TorchAdapter, root_of
 from weightguard_integrations.torch.live_canary import LiveCanary
-from weightguard_integrations.torch.quantities import parse_bytes, parse_rate, parse_seconds
 from weightguard_integrations.torch.sentinels import (
     Alarm,
     Sentinels,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -193,3 +194,10 @@ def test_equal_checkpoints_are_good_news(tmp_path: Path) -> None:
     assert told(same, "text").startswith("SAME: 1 tensor, 1 unchanged\n")
     assert '<header class="good">' in told(same, "html")
     assert "svg" not in told(same, "html").partition("</style>")[2]
+
+
+def test_the_sections_of_a_page_come_in_the_order_of_its_navigation(found: Diff) -> None:
+    text = told(found, "html")
+    listed = re.findall(r'<li><a href="#([\w-]+)"', text.partition("</nav>")[0])
+    assert listed[:3] == ["findings", "map", "distance"]
+    assert listed == re.findall(r'<h2 id="([\w-]+)"', text)

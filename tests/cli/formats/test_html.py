@@ -145,3 +145,10 @@ def test_what_is_not_there_has_no_heading(pages: dict[str, Path]) -> None:
     assert '<h2 id="findings">' in text
     for section in ("map", "ranges", "outliers", "tensors"):
         assert f'id="{section}"' not in text
+
+
+def test_sections_come_in_the_order_of_the_navigation(pages: dict[str, Path]) -> None:
+    for page in pages.values():
+        text = page.read_text("utf-8")
+        listed = re.findall(r'<li><a href="#([\w-]+)"', text.partition("</nav>")[0])
+        assert listed == re.findall(r'<h2 id="([\w-]+)"', text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
@@ -34,7 +36,8 @@ def cache(tmp_path: Path) -> Path:
 
 
 def load(path: Path, cache: Path, **more: object) -> GuardedSession:
-    return GuardedSession(path, mode="sealed", cache=cache, **{"canary_share": 0, **more})  # type: ignore[arg-type]
+    quiet = {"canary_share": 0, "scrub": None}
+    return GuardedSession(path, mode="sealed", cache=cache, **{**quiet, **more})  # type: ignore[arg-type]
 
 
 def entries(cache: Path) -> list[Path]:
@@ -89,6 +92,10 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "record": lambda p: overwrite(p / ENTRY_NAME, 5, b"\x00"),
     "record empty": lambda p: (p / ENTRY_NAME).write_bytes(b""),
     "record of another key": lambda p: edit_entry(p, lambda r: r.update(key="0" * 64)),
+    "record of another model": lambda p: edit_entry(p, lambda r: r.update(model="0" * 64)),
+    "record of other weights": lambda p: edit_entry(p, lambda r: r.update(weights="0" * 64)),
+    "record of another runtime": lambda p: edit_entry(p, lambda r: r.update(runtime="1.0")),
+    "record of another processor": lambda p: edit_entry(p, lambda r: r.update(processor="vax")),
     "record of other outputs": lambda p: edit_entry(p, lambda r: r.update(outputs=["0", "0"])),
     "record with a wild size": lambda p: edit_entry(
         p, lambda r: r["extents"][0].update(nbytes=1 << 60)
@@ -237,6 +244,25 @@ def test_a_full_disk(path: Path, cache: Path) -> None:
         assert "ive cache=" in done.stdout or "free memory" in done.stdout, done.stdout
         assert entries(cache) == []
         assert left_over(cache) == []
+
+
+def test_a_disk_that_is_too_small(path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbytes = path.stat().st_size
+    usage = shutil.disk_usage(path)._replace(free=2 * nbytes - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(WeightguardError) as caught:
+        load(path, cache)
+    assert f"may take {3 * nbytes:,} bytes, and {usage.free:,} are free" in str(caught.value)
+    assert entries(cache) == left_over(cache) == []
+
+
+def test_a_model_that_cannot_be_sealed_is_not_blamed_on_the_disk(path: Path, cache: Path) -> None:
+    strange = onnx.load(path)
+    strange.graph.node[0].op_type = "Nope"
+    onnx.save(strange, path)
+    with pytest.raises(WeightguardError, match="Nope") as caught:
+        load(path, cache)
+    assert "cache=" not in str(caught.value)
 
 
 def test_nested_weights_are_copied_for_each_session(tmp_path: Path, cache: Path) -> None:

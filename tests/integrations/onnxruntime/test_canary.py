@@ -18,7 +18,7 @@ from onnx import helper as h
 from tests.integrations.onnxruntime.models import WIDTH, everything, model, perceptron, saved
 from weightguard import IntegrityError, WeightguardError
 from weightguard.guard import Settings
-from weightguard_integrations.onnxruntime import GuardedSession
+from weightguard_integrations.onnxruntime import GuardedSession, watch
 from weightguard_integrations.onnxruntime import canary as canaries
 
 X = {"x": np.random.default_rng(0).standard_normal((3, WIDTH)).astype(np.float32)}
@@ -28,9 +28,8 @@ X = {"x": np.random.default_rng(0).standard_normal((3, WIDTH)).astype(np.float32
 def load(tmp_path: Path) -> Callable[..., GuardedSession]:
     def load(made: onnx.ModelProto, **more: object) -> GuardedSession:
         path = saved(made, tmp_path / "model")
-        return GuardedSession(
-            path, cache=tmp_path / "cache", **{"mode": "sealed", "canary_share": 0, **more}
-        )  # type: ignore[arg-type]
+        quiet = {"mode": "sealed", "canary_share": 0, "scrub": None}
+        return GuardedSession(path, cache=tmp_path / "cache", **{**quiet, **more})  # type: ignore[arg-type]
 
     return load
 
@@ -59,6 +58,40 @@ def picker() -> onnx.ModelProto:
             "table": generator.standard_normal((50, 16)).astype(np.float32),
             "picks": generator.integers(0, 50, 400),
             "one": np.ones(16, np.float32),
+        },
+    )
+
+
+def turning() -> onnx.ModelProto:
+    """A model that goes round a loop as often as one of its weights says."""
+    body = h.make_graph(
+        [h.make_node("Identity", ["going"], ["goes"]), h.make_node("Sin", ["x"], ["y"])],
+        "body",
+        [
+            h.make_tensor_value_info("turn", T.INT64, []),
+            h.make_tensor_value_info("going", T.BOOL, []),
+            h.make_tensor_value_info("x", T.FLOAT, ["n"]),
+        ],
+        [
+            h.make_tensor_value_info("goes", T.BOOL, []),
+            h.make_tensor_value_info("y", T.FLOAT, ["n"]),
+        ],
+    )
+    return model(
+        [
+            h.make_node("Gather", ["turns", "which"], ["count"]),
+            h.make_node("Loop", ["count", "go", "start"], ["last"], body=body),
+            h.make_node("Mul", ["last", "scale"], ["out"]),
+        ],
+        [
+            h.make_tensor_value_info("start", T.FLOAT, ["n"]),
+            h.make_tensor_value_info("which", T.INT64, []),
+        ],
+        [h.make_tensor_value_info("out", T.FLOAT, ["n"])],
+        {
+            "turns": np.full(256, 3, np.int64),
+            "go": np.array(True),
+            "scale": np.array([2], np.float32),
         },
     )
 
@@ -224,23 +257,61 @@ def test_a_policy_may_raise(load: Callable[..., GuardedSession]) -> None:
     assert {f.rule for f in caught.value.report.findings} == {"WG901", "WG906"}
 
 
+START = {"start": np.ones(5, np.float32), "which": np.array(7)}
+FOR_EVER = np.full(256, 3 + (1 << 48), np.int64).tobytes()
+
+
+def test_a_check_puts_right_what_would_run_for_ever(load: Callable[..., GuardedSession]) -> None:
+    session = load(turning())
+    clean = session.run(None, START)[0]
+    session.adapter.write("turns", 0, FOR_EVER)
+    assert session.check().findings == ()
+    assert codes(session) == ["WG901", "WG907"]
+    assert np.array_equal(session.run(None, START)[0], clean)
+
+
+def test_a_canary_that_runs_for_ever_is_ended(
+    load: Callable[..., GuardedSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "LEAST_LIMIT", 1.0)
+    session = load(turning(), canary_share=1e-9)
+    clean = session.run(None, START)[0]
+    session.adapter.write("turns", 0, FOR_EVER)
+    session._loaded.watch._due = 0  # type: ignore[union-attr]
+    assert np.array_equal(session.run(None, START)[0], clean)
+    assert codes(session) == ["WG906", "WG901", "WG907"]
+    assert "was ended" in session.incidents[-3].finding.message
+    assert session.run_canary()
+
+
+def test_no_canary_runs_on_weights_that_are_known_to_be_damaged(
+    load: Callable[..., GuardedSession],
+) -> None:
+    session = load(perceptron(), canary_share=1e-9, settings=Settings(on_incident=()))
+    session.adapter.write("bias", 3, b"\x7e")
+    session.guard.check()
+    session._loaded.watch._due = 0  # type: ignore[union-attr]
+    session.run(None, X)
+    assert codes(session) == ["WG901"]
+    assert not session.run_canary(), "asked for, it runs"
+
+
 def test_the_budget_is_kept(load: Callable[..., GuardedSession]) -> None:
     share = 0.2
     session = load(perceptron(), canary_share=share)
-    watch = session._loaded.watch
-    assert watch is not None
+    watcher = session._loaded.watch
     spent, runs = 0.0, 0
-    original = watch._run
+    original = watcher._run
 
-    def timed(feed: canaries.Feed) -> canaries.Outputs:
+    def timed(feed: canaries.Feed, options: ort.RunOptions) -> canaries.Outputs:
         nonlocal spent, runs
         began = time.perf_counter()
         time.sleep(0.002)
-        outputs = original(feed)
+        outputs = original(feed, options)
         spent, runs = spent + time.perf_counter() - began, runs + 1
         return outputs
 
-    watch._run = timed  # type: ignore[method-assign]
+    watcher._run = timed  # type: ignore[method-assign]
     began = time.perf_counter()
     while (passed := time.perf_counter() - began) < 0.8:
         session.run(None, X)

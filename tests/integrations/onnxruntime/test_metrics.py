@@ -21,7 +21,7 @@ def test_a_session_is_counted(tmp_path: Path, mode: str) -> None:
     path = saved(perceptron(), tmp_path / "model")
     settings = Settings(step_bytes=1 << 20)
     session = GuardedSession(
-        path, mode=mode, settings=settings, cache=tmp_path / "cache", canary_share=0
+        path, mode=mode, settings=settings, scrub=None, cache=tmp_path / "cache", canary_share=0
     )  # type: ignore[arg-type]
     metrics = session.guard.metrics
     assert isinstance(metrics, MemoryMetrics)

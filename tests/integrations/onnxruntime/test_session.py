@@ -34,7 +34,8 @@ def session(request: pytest.FixtureRequest, tmp_path: Path) -> GuardedSession:
 @pytest.fixture
 def sealed(tmp_path: Path) -> Callable[..., GuardedSession]:
     path = saved(perceptron(), tmp_path / "model")
-    return lambda **more: GuardedSession(path, mode="sealed", cache=tmp_path / "cache", **more)
+    quiet = {"mode": "sealed", "cache": tmp_path / "cache", "scrub": None}
+    return lambda **more: GuardedSession(path, **{**quiet, **more})
 
 
 def test_it_is_an_inference_session(session: GuardedSession) -> None:
@@ -139,13 +140,47 @@ def test_threads_share_a_session(sealed: Callable[..., GuardedSession]) -> None:
     session.close()
 
 
-def test_a_closed_session_runs_unguarded(session: GuardedSession) -> None:
-    expected = session.run(None, X)[0]
+def test_a_closed_session_does_not_run(session: GuardedSession) -> None:
+    session.run(None, X)
+    with session:
+        assert session.status().ready
+    uses = (lambda: session.run(None, X), session.rebuild, session.check, session.run_canary)
+    for use in uses:
+        with pytest.raises(WeightguardError, match="closed"):
+            use()
+    assert (session.status().state, session.status().ready) == ("closed", False)
     session.close()
-    assert np.array_equal(session.run(None, X)[0], expected)
-    with pytest.raises(WeightguardError, match="closed"):
-        session.check()
+
+
+@pytest.mark.parametrize("mode", ["sealed", "inplace"])
+def test_a_session_by_default_repairs_its_weights_by_itself(tmp_path: Path, mode: str) -> None:
+    path = saved(everything(), tmp_path / "model")
+    session = GuardedSession(path, mode=mode, cache=tmp_path / "cache", canary_share=0)  # type: ignore[arg-type]
+    sound = bytes(session.adapter.read("embedding", 0, 4096))
+    session.adapter.write("embedding", 1003, b"\x7e")
+    for _ in range(1000):
+        if "WG907" in [incident.code for incident in session.incidents]:
+            break
+        threading.Event().wait(0.02)
+    assert [i.code for i in session.incidents][-2:] == ["WG901", "WG907"]
+    assert session.incidents[-2].tensor == "embedding"
+    assert bytes(session.adapter.read("embedding", 0, 4096)) == sound
     session.close()
+
+
+def test_scrubbing_is_what_was_asked_for(sealed: Callable[..., GuardedSession]) -> None:
+    def asked(**more: object) -> tuple[int | None, int]:
+        settings = sealed(**more).guard.settings
+        return settings.pace and settings.pace.rate, settings.step_bytes
+
+    assert asked(scrub="2MB/s", step_budget="1MiB") == (2_000_000, 1 << 20)
+    assert asked(scrub=None) == (None, 0)
+    assert asked(scrub=7, settings=Settings(threads=2)) == (7, 0)
+    own = Settings(pace=Pace(rate=5), step_bytes=3)
+    assert asked(scrub=7, step_budget=9, settings=own) == (5, 3)
+    assert asked(scrub=7, mode="opaque") == (None, 0), "there is nothing to scrub"
+    with pytest.raises(WeightguardError, match="a rate such as 500MB/s"):
+        sealed(scrub="fast")
 
 
 @pytest.mark.parametrize("settings", [Settings(), Settings(pace=Pace(rate=1 << 20))])
@@ -223,6 +258,7 @@ def test_a_sealed_model_that_changed_is_not_rebuilt(
     sealed: Callable[..., GuardedSession], tmp_path: Path
 ) -> None:
     session = sealed()
+    clean = session.run(None, X)[0]
     (data,) = (tmp_path / "cache").glob("*/weights.data")
     nbytes = data.stat().st_size
     data.unlink()
@@ -233,6 +269,7 @@ def test_a_sealed_model_that_changed_is_not_rebuilt(
     data.unlink()
     with pytest.raises(WeightguardError, match="changed since it was loaded"):
         session.rebuild()
+    assert np.array_equal(session.run(None, X)[0], clean), "the session there was goes on"
 
 
 def test_options_are_copied_and_left_alone(sealed: Callable[..., GuardedSession]) -> None:
@@ -243,6 +280,7 @@ def test_options_are_copied_and_left_alone(sealed: Callable[..., GuardedSession]
     used = session.get_session_options()
     assert used.intra_op_num_threads == 1
     assert used.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert used.graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     assert options.optimized_model_filepath == ""
     with pytest.raises(RuntimeError):
         options.get_session_config_entry("session.model_external_initializers_file_folder_path")

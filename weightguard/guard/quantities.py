@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from weightguard import WeightguardError
+from weightguard.errors import WeightguardError
 
 _BYTES = {
     "": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9,
