@@ -489,6 +489,7 @@ class AdapterConformance:
             with Guard(subject.adapter, settings=settings) as guard:
                 clean = subject.run()
                 flip(subject, name, 4)
+                answered(subject)
                 if stops or not isinstance(subject.adapter, Writable):
                     with pytest.raises(IntegrityError, match=r"WG901") as caught:
                         subject.run()
@@ -498,6 +499,7 @@ class AdapterConformance:
                     assert guard.state is State.HEALTHY
                 else:
                     flip(subject, name, 4)
+                    answered(subject)
                     assert subject.run() == clean
 
     def test_quarantine_ends_with_a_repair(self, subject: Subject) -> None:
