@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
+from tests.integrations.torch.ranks import gloo
 from weightguard import Manifest, WeightguardError, fingerprint
 from weightguard_integrations.torch.parallel import (
     Slice,
@@ -52,17 +52,10 @@ def flip(part: Slice, row: int, column: int, bit: int) -> None:
 
 
 def work(rank: int, ranks: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet{ranks}", rank=rank, world_size=ranks,
-        timeout=timedelta(seconds=60),
-    )  # fmt: skip
-    try:
+    with gloo(rank, ranks, Path(folder)):
         weights = load_file(Path(folder) / "m.safetensors")
         with Manifest.read(Path(folder) / "m.weightguard.json") as manifest:
             check_ranks(rank, ranks, weights, manifest)
-    finally:
-        dist.destroy_process_group()
 
 
 def check_ranks(

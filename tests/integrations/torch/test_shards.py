@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -17,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
+from tests.integrations.torch.ranks import gloo
 from weightguard import Manifest, WeightguardError, fingerprint
 from weightguard_integrations.torch import GroupRanks, TorchGuard, guard, packed_pieces
 from weightguard_integrations.torch.live import TorchAdapter
@@ -75,12 +74,7 @@ def found(watched: TorchGuard) -> list[str]:
 
 
 def work(rank: int, ranks: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet{ranks}", rank=rank, world_size=ranks,
-        timeout=timedelta(seconds=60),
-    )  # fmt: skip
-    try:
+    with gloo(rank, ranks, Path(folder)):
         weights = load_file(Path(folder) / "m.safetensors")
         with Manifest.read(Path(folder) / "m.weightguard.json") as manifest:
             check_placements(rank, ranks, weights, manifest)
@@ -88,8 +82,6 @@ def work(rank: int, ranks: int, folder: str) -> None:
                 check_two_dimensions(rank, weights, manifest)
             check_fsdp(rank, ranks, weights, manifest, folder)
             check_declared(rank, ranks, weights, manifest, folder)
-    finally:
-        dist.destroy_process_group()
 
 
 def check_placements(
