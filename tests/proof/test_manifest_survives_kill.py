@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,16 +15,22 @@ from tests.checkpoints import random_tensor, write_safetensors
 from weightguard import Manifest, fingerprint
 
 KILLS = 60
-WRITER = """
-import sys
+WRITERS = """
+import os, signal, sys, time
 from weightguard import fingerprint
 first, second, target = sys.argv[1:]
 with fingerprint(first, threads=1) as a, fingerprint(second, threads=1) as b:
-    print("ready", flush=True)
-    while True:
-        a.write(target)
-        b.write(target)
+    for moment in sys.stdin:
+        a, b = b, a
+        writer = os.fork()
+        while not writer:
+            a.write(target)
+            b.write(target)
+        time.sleep(float(moment))
+        os.kill(writer, signal.SIGKILL)
+        print(os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1]), flush=True)
 """
+"""Starts a writer for each line of its input, kills it so many seconds later, says how it ended."""
 
 
 @pytest.mark.proof
@@ -42,20 +49,17 @@ def test_killed_writers_leave_a_whole_manifest(
             identities.add(manifest.document.weights)
     moments = random.Random(7)
     seen = set()
-    for _ in range(KILLS):
-        kill_a_writer([*map(str, models), str(target)], moments.uniform(0.0005, 0.03))
-        with Manifest.read(target) as survivor:
-            seen.add(survivor.document.weights)
-    assert seen == identities
-    claim(f"{KILLS} writers killed, every manifest left behind was whole")
-
-
-def kill_a_writer(arguments: list[str], after: float) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", WRITER, *arguments], stdout=subprocess.PIPE
-    ) as writer:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == b"ready\n"
-        with pytest.raises(subprocess.TimeoutExpired):
-            writer.wait(timeout=after)
-        writer.kill()
+        [sys.executable, "-c", WRITERS, *map(str, models), str(target)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as writers:  # fmt: skip
+        assert writers.stdin is not None
+        assert writers.stdout is not None
+        for _ in range(KILLS):
+            print(moments.uniform(0.0005, 0.03), file=writers.stdin, flush=True)
+            assert int(writers.stdout.readline()) == -signal.SIGKILL
+            with Manifest.read(target) as survivor:
+                seen.add(survivor.document.weights)
+    assert seen == identities
+    assert writers.returncode == 0
+    claim(f"{KILLS} writers killed, every manifest left behind was whole")
