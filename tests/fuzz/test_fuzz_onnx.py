@@ -15,7 +15,7 @@ from weightguard.checkpoint.files import Folder
 from weightguard.checkpoint.onnx import is_onnx, parse_onnx
 from weightguard.errors import CheckpointError
 
-SECONDS = 8.0
+MUTANTS = 2000
 SLOWEST_PARSE = 60.0
 PEAK_BYTES = 32 << 20
 INTERESTING = (0, 1, 2, 7, 8, 0x0A, 0x12, 0x1A, 0x2A, 0x3A, 0x4A, 0x6A, 0x7F, 0x80, 0xFF)
@@ -115,10 +115,9 @@ def test_mutations_never_surprise(tmp_path: Path, claim: Callable[[str], None]) 
     path.write_bytes(seed)
     assert outcome(tmp_path) == "read"
     seen: dict[str, int] = {}
-    deadline = time.process_time() + SECONDS
     peak = 0
-    while time.process_time() < deadline:
-        traced = sum(seen.values()) % 16 == 0
+    for number in range(MUTANTS):
+        traced = number % 16 == 0
         if traced:
             tracemalloc.start()
         path.write_bytes(mutated(seed, rng))
@@ -129,7 +128,7 @@ def test_mutations_never_surprise(tmp_path: Path, claim: Callable[[str], None]) 
         if traced:
             peak = max(peak, tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
-    claim(f"ONNX fuzz: {sum(seen.values())} mutated models, {dict(sorted(seen.items()))}")
+    claim(f"ONNX fuzz: {MUTANTS} mutated models, {dict(sorted(seen.items()))}")
     assert peak < PEAK_BYTES
     assert "unprintable" not in seen
     assert {"read", "WG101", "WG102", "WG103", "WG107"} <= set(seen)

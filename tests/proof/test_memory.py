@@ -16,7 +16,7 @@ from tests.checkpoints import write_safetensors
 SHAPE = (16_384, 16_384)
 TENSORS = 8
 LIMIT_MEGABYTES = 200
-MANY = 30_000
+MANY = 12_000
 BASE_MEGABYTES = 45
 LIMIT_KILOBYTES = {"audit": 2, "manifest": 5}
 SCRIPT = """

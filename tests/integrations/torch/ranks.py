@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import multiprocessing
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 
 
 @contextmanager
@@ -23,3 +25,12 @@ def gloo(rank: int, ranks: int, folder: Path) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def run_ranks(work: Callable[[int, int, str], None], ranks: int, folder: Path) -> None:
+    """Call ``work(rank, ranks, folder)`` in so many processes; an exception in one is raised.
+
+    They are forked from a process that has imported torch for all of them and run nothing.
+    """
+    multiprocessing.set_forkserver_preload(["torch.distributed.fsdp", "torch._dynamo"])
+    mp.start_processes(work, (ranks, str(folder)), nprocs=ranks, start_method="forkserver")

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
-from tests.integrations.torch.ranks import gloo
+from tests.integrations.torch.ranks import gloo, run_ranks
 from weightguard import Manifest, WeightguardError, fingerprint
 from weightguard_integrations.torch.parallel import (
     Slice,
@@ -120,7 +119,7 @@ def test_flips_are_located_to_rank_row_and_column(tmp_path: Path, ranks: int) ->
     save_file(weights, tmp_path / "m.safetensors")
     with fingerprint(tmp_path / "m.safetensors") as manifest:
         manifest.write(tmp_path / "m.weightguard.json")
-    mp.spawn(work, (ranks, str(tmp_path)), nprocs=ranks)
+    run_ranks(work, ranks, tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64, torch.int8])

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
-from tests.integrations.torch.ranks import gloo
+from tests.integrations.torch.ranks import gloo, run_ranks
 from weightguard import Manifest, WeightguardError, fingerprint
 from weightguard_integrations.torch import GroupRanks, TorchGuard, guard, packed_pieces
 from weightguard_integrations.torch.live import TorchAdapter
@@ -246,4 +245,4 @@ def test_shards_are_attested_by_their_ranks(tmp_path: Path, ranks: int) -> None:
     save_file(make_weights(), tmp_path / "m.safetensors")
     with fingerprint(tmp_path / "m.safetensors") as manifest:
         manifest.write(tmp_path / "m.weightguard.json")
-    mp.spawn(work, (ranks, str(tmp_path)), nprocs=ranks)
+    run_ranks(work, ranks, tmp_path)
