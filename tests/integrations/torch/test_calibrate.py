@@ -71,6 +71,18 @@ def test_a_transposed_projection_is_indexed_as_the_checkpoint_stores_it(tmp_path
         assert (weight.value, weight.status) == (STRENGTH, "confirmed")
 
 
+def test_a_gguf_file_is_calibrated_under_its_own_names(tmp_path: Path) -> None:
+    path = tiny_models.saved_gguf(tiny_models.llama(), tmp_path / "model.gguf")
+    with fingerprint(path) as manifest, calibrate(path, manifest) as made:
+        weight = super_weights(made)["blk.1.ffn_down.weight", (ROW, COLUMNS[0])]
+        strength = torch.tensor(STRENGTH).bfloat16().float()
+        assert (weight.value, weight.status) == (float(strength), "confirmed")
+        assert weight.bits == f"0x{strength.view(torch.int32).item():08x}"
+        assert made.document.calibration is not None
+        assert made.document.calibration.uncalibrated == ()
+        assert verify(path, made).findings == ()
+
+
 def test_the_same_stack_gives_the_same_bytes(
     llama: Path, calibrated: Manifest, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gguf
 import torch
 from transformers import (
     BertConfig,
@@ -80,3 +81,24 @@ def saved(model: torch.nn.Module, folder: Path, *, shard: str = "5GB") -> Path:
     """Save a model as a Hugging Face folder and return it."""
     model.save_pretrained(folder, max_shard_size=shard)  # type: ignore[operator]
     return folder
+
+
+def saved_gguf(model: LlamaForCausalLM, path: Path) -> Path:
+    """Save a Llama as a GGUF file in float32, without a tokenizer, and return its path."""
+    config, writer = model.config, gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, weight in model.state_dict().items():
+        writer.add_tensor(names.get_name(name, (".weight",)), weight.float().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
