@@ -23,6 +23,11 @@ hypothesis.settings.load_profile("any machine")
 CLAIM = "claim"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put groups first: one process runs all tests of a group, and must not end long after all."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
 @pytest.fixture
 def claim(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Return a function that puts one line into the summary under "measured claims"."""

@@ -14,7 +14,7 @@ import pytest
 from tests.checkpoints import write_safetensors
 
 SHAPE = (16_384, 16_384)
-TENSORS = 8
+TENSORS = 4
 LIMIT_MEGABYTES = 200
 MANY = 12_000
 BASE_MEGABYTES = 45

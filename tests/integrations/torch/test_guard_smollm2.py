@@ -21,7 +21,7 @@ from weightguard_integrations.torch import TorchGuard, guard, load_verified
 
 pytestmark = [pytest.mark.proof, pytest.mark.real]
 
-ONE_BY_ONE = 40
+ONE_BY_ONE = 20
 AT_ONCE = 2000
 TOKENS = torch.tensor([[504, 3575, 282, 4649, 314]])
 
