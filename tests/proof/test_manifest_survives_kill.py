@@ -22,15 +22,23 @@ first, second, target = sys.argv[1:]
 with fingerprint(first, threads=1) as a, fingerprint(second, threads=1) as b:
     for moment in sys.stdin:
         a, b = b, a
+        written, report = os.pipe()
         writer = os.fork()
-        while not writer:
+        if not writer:
             a.write(target)
-            b.write(target)
+            os.write(report, b"once")
+            while True:
+                b.write(target)
+                a.write(target)
+        os.close(report)
+        os.read(written, 4)
+        os.close(written)
         time.sleep(float(moment))
         os.kill(writer, signal.SIGKILL)
         print(os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1]), flush=True)
 """
-"""Starts a writer for each line of its input, kills it so many seconds later, says how it ended."""
+"""Starts a writer for each line of its input, lets it write once, kills it so many seconds later,
+and says how it ended."""
 
 
 @pytest.mark.proof

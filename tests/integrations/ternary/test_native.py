@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+# the build takes as long as all else here: one process makes it
+pytestmark = pytest.mark.xdist_group("sanitized")
+
 ROOT = Path(__file__).parents[3]
 NATIVE = ROOT / "integrations/weightguard_integrations/ternary/native"
 PROGRAM = ROOT / "tests/native/ternary_selftest.cpp"
