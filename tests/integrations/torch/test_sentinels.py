@@ -153,7 +153,7 @@ def test_magnitudes_are_exact_in_every_dtype(dtype: torch.dtype, length: int) ->
     block, sentinels = watched()
     for value in (-39.5, 39.5, -0.0):
         block(torch.full((1, length, 4), value, dtype=dtype))
-        assert sentinels._magnitudes[0, 0] == abs(torch.tensor(value, dtype=dtype)), value
+        assert sentinels._looks[0].magnitudes[0] == abs(torch.tensor(value, dtype=dtype)), value
         sentinels.reset()
     for value in (math.nan, -math.inf):
         block(torch.full((1, length, 4), value, dtype=dtype))
