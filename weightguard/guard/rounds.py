@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from weightguard.finding import Coverage, Report
 from weightguard.guard.baseline import TensorBaseline
@@ -24,6 +24,9 @@ from weightguard.guard.metrics import BLOCKS_VERIFIED, LAST_FULL_PASS, SCRUB_BYT
 from weightguard.guard.schedule import BlockRef
 from weightguard.guard.scrub import Outcome, Scrubber
 from weightguard.guard.sweep import Run, grouped
+
+STEPS_AHEAD = 8
+"""Forward passes that a large slice of the background thread counts for."""
 
 React = Callable[[Iterable[Incident]], None]
 
@@ -102,12 +105,12 @@ class Rounds:
     def step(self, nbytes: int) -> None:
         """Have ``nbytes`` checked from one forward pass to the next: this one pays for the rest.
 
-        What the background thread checked meanwhile counts, so that nothing is paid for twice. Of
-        a device's memory a later pass judges what this one asks for, and nothing more is asked for
-        until it has answered.
+        What the background thread checked meanwhile counts, also for some steps ahead, so that
+        nothing is paid for twice. Of a device's memory a later pass judges what this one asks for,
+        and nothing more is asked for until it has answered.
         """
         rest = nbytes - self._since_step
-        if not self.scrubber.baseline.distant:
+        if not self.scrubber.distant:
             if rest > 0:
                 self.some(rest)
         elif self._stepping.acquire(blocking=False):  # else another thread's pass is at it
@@ -115,7 +118,7 @@ class Rounds:
                 self._step(self.scrubber, rest)
             finally:
                 self._stepping.release()
-        self._since_step = 0
+        self._since_step = min(max(-rest, 0), STEPS_AHEAD * nbytes)
 
     def _step(self, scrubber: Scrubber, nbytes: int) -> None:
         asked, self._asked = self._asked, []
@@ -186,18 +189,25 @@ class Rounds:
 
     def _judge(self, scrubber: Scrubber, run: Run) -> tuple[Outcome, list[BlockRef]]:
         """Take down what a run proves; return it, and the blocks that have to be looked at."""
+        return self._at_once(scrubber, lambda: scrubber.judge(run))
+
+    def _at_once(
+        self, scrubber: Scrubber, check: Callable[[], tuple[Outcome, list[BlockRef]]]
+    ) -> tuple[Outcome, list[BlockRef]]:
+        """Take down what a check of several blocks proves; return it and the blocks left over."""
         rest: list[BlockRef] = []
 
-        def judge() -> Outcome:
-            outcome, moved = scrubber.judge(run)
-            rest.extend(moved)
+        def proved() -> Outcome:
+            outcome, others = check()
+            rest.extend(others)
             return outcome
 
-        return self._counted(self._settle(scrubber, judge)), rest
+        return self._counted(self._settle(scrubber, proved)), rest
 
-    def _look_at(self, scrubber: Scrubber, refs: Iterable[BlockRef]) -> list[Outcome]:
-        """Look at blocks one by one, and again at those that changed much at once."""
-        outcomes = [self._check(scrubber, ref, patient=True) for ref in refs]
+    def _look_at(self, scrubber: Scrubber, refs: Sequence[BlockRef]) -> list[Outcome]:
+        """Look at blocks that do not hold at first sight, and again at those that changed much."""
+        outcome, rest = self._at_once(scrubber, lambda: scrubber.glance(refs))
+        outcomes = [outcome, *(self._check(scrubber, ref, patient=True) for ref in rest)]
         suspects = [ref for outcome in outcomes for ref in outcome.suspects]
         if suspects:
             scrubber.wait()
