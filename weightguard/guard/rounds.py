@@ -10,6 +10,7 @@ the next.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +28,9 @@ from weightguard.guard.sweep import Run, grouped
 
 STEPS_AHEAD = 8
 """Forward passes that a large slice of the background thread counts for."""
+
+SURVEY_PERIOD = 5.0
+"""Seconds from one look at which tensors there are to the next, where passes take less."""
 
 React = Callable[[Iterable[Incident]], None]
 
@@ -51,6 +55,7 @@ class Rounds:
         self._asked: list[Run] = []
         self._pass_ends = False
         self._since_step = 0
+        self._surveyed = -math.inf
 
     @property
     def passes(self) -> int:
@@ -86,12 +91,19 @@ class Rounds:
         scrubber.resume(self.scrubber)
         self.scrubber = scrubber
 
-    def some(self, nbytes: int, seconds: float | None = None) -> int:
-        """Check the blocks that come next, and return how many bytes were verified. See Guard."""
+    def beside(self, nbytes: int) -> int:
+        """Check the blocks that come next beside forward passes; return the bytes verified."""
+        return self.some(nbytes, survey=self._survey_due())
+
+    def some(self, nbytes: int, seconds: float | None = None, *, survey: bool = True) -> int:
+        """Check the blocks that come next, and return how many bytes were verified. See Guard.
+
+        With ``survey``, a pass begins with which tensors there are.
+        """
         scrubber = self.scrubber
         passes = scrubber.position.passes
-        if scrubber.position.done == 0:
-            self._settle(scrubber, scrubber.survey)
+        if survey and scrubber.position.done == 0:
+            self._survey(scrubber)
         if seconds is None:
             groups = grouped(scrubber.baseline, scrubber.take(nbytes))
         else:
@@ -112,7 +124,7 @@ class Rounds:
         rest = nbytes - self._since_step
         if not self.scrubber.distant:
             if rest > 0:
-                self.some(rest)
+                self.beside(rest)
         elif self._stepping.acquire(blocking=False):  # else another thread's pass is at it
             try:
                 self._step(self.scrubber, rest)
@@ -137,8 +149,8 @@ class Rounds:
         if nbytes <= 0:
             return
         passes = scrubber.position.passes
-        if scrubber.position.done == 0:
-            self._settle(scrubber, scrubber.survey)
+        if scrubber.position.done == 0 and self._survey_due():
+            self._survey(scrubber)
         for refs in grouped(scrubber.baseline, scrubber.take(nbytes)):
             found = scrubber.ask(refs)
             if found is None:
@@ -150,7 +162,7 @@ class Rounds:
     def all(self) -> tuple[int, bool]:
         """Check every block; return how many bytes were verified, and whether all were."""
         scrubber = self.scrubber
-        self._settle(scrubber, scrubber.survey)
+        self._survey(scrubber)
         groups = grouped(scrubber.baseline, scrubber.schedule)
         blocks, nbytes = self._check_all(scrubber, groups)
         complete = blocks == scrubber.schedule.blocks
@@ -158,6 +170,13 @@ class Rounds:
             self._full_checks += 1
             self._full_pass()
         return nbytes, complete
+
+    def _survey_due(self) -> bool:
+        return time.monotonic() - self._surveyed >= SURVEY_PERIOD
+
+    def _survey(self, scrubber: Scrubber) -> None:
+        self._surveyed = time.monotonic()
+        self._settle(scrubber, scrubber.survey)
 
     def of(self, tensor: str, start: int, stop: int) -> None:
         """Check the blocks that hold bytes ``start:stop`` of a tensor."""

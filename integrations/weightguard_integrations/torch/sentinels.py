@@ -7,7 +7,7 @@ pass before asked for. An alarm is a suspicion: a prompt can be like none that w
 whether weights are damaged is for their digests to say.
 
 Only some blocks are looked at, as each look costs what a small kernel does. Blocks add to what
-the ones before put out, so that what leaves the limits after one is there after the next, too.
+the ones before put out, so that what leaves the limits after one is there after the last, too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-EVENLY = 4
+EVENLY = 2
 """Blocks that are looked at, evenly spread with the last one among them."""
 
 
@@ -66,46 +67,53 @@ class Sentinels:
         With ``distant`` CPU memory is read as a device's, too: for trials where there is none.
         """
         self.layers = watched_layers(massive_activations, len(bounds)) if layers is None else layers
-        bands: dict[int, list[_Band]] = defaultdict(list)
-        for massive in massive_activations:
-            for band in massive.bands:
-                bands[band.layer].append(_Band(massive, band))
-        beginnings = Beginnings()
-        opening = min((layer for layer in self.layers if bands[layer]), default=None)
-        self._looks, self._handles = [], []
+        bands = [_Band(massive, band) for massive in massive_activations for band in massive.bands]
+        by_device: dict[torch.device, list[_Limits]] = defaultdict(list)
         for layer in self.layers:
-            block = blocks[layer]
-            look = _Look(layer, bounds[layer], bands[layer], channels, _device(block), distant)
-            opens = layer == opening
-            act = hook(look.magnitudes, look.band_cells, beginnings, opens=opens)
-            self._handles.append(block.register_forward_hook(act, with_kwargs=True))
-            self._looks.append(look)
+            here = [of for of in bands if of.band.layer == layer]
+            by_device[_device(blocks[layer])].append(_Limits(layer, bounds[layer], here, channels))
+        self._banks = [_Bank(limits, device, distant) for device, limits in by_device.items()]
+        beginnings = Beginnings()
+        opening = min((of.band.layer for of in bands if of.band.layer in self.layers), default=None)
+        self._handles = [
+            blocks[limits.layer].register_forward_hook(
+                hook(
+                    cells[: limits.channels],
+                    limits.band_cells(cells),
+                    beginnings,
+                    opens=limits.layer == opening,
+                ),
+                with_kwargs=True,
+            )
+            for bank in self._banks
+            for limits, cells in bank
+        ]
 
     @property
     def seen(self) -> bool:
         """Whether any forward pass was looked at: a compiled one may go on without hooks."""
-        return any(look.seen for look in self._looks)
+        return any(bank.seen for bank in self._banks)
 
     def reset(self) -> None:
         """Forget the values that were seen."""
-        for look in self._looks:
-            look.empty()
+        for bank in self._banks:
+            bank.empty()
 
     def begin_again(self) -> None:
         """Forget the values that were seen, and that any were."""
         self.reset()
-        for look in self._looks:
-            look.seen = False
+        for bank in self._banks:
+            bank.seen = False
 
     def read(self, *, wait: bool = False) -> list[Alarm]:
         """Return what left its limits since the last alarm, the first block first.
 
         Of a device's memory, what had by the call before; unless one can ``wait`` for it.
         """
-        alarms = [alarm for look in self._looks for alarm in look.read(wait=wait)]
+        alarms = [alarm for bank in self._banks for alarm in bank.read(wait=wait)]
         if alarms:
             self.reset()
-        return alarms
+        return sorted(alarms, key=lambda alarm: alarm.layer)
 
     def remove(self) -> None:
         """Look no more."""
@@ -113,41 +121,77 @@ class Sentinels:
             handle.remove()
 
 
-class _Look:
-    """The cells of one block on its device, and what each may reach at most."""
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What one block's cells may reach at most: those of its channels, then two for each band."""
 
-    def __init__(
-        self,
-        layer: int,
-        bound: float,
-        bands: Sequence[_Band],
-        channels: int,
-        device: torch.device,
-        distant: bool,
-    ):
+    layer: int
+    bound: float
+    bands: Sequence[_Band]
+    channels: int
+
+    def of_cells(self) -> NDArray[np.float64]:
+        limits = np.full(self.channels, self.bound)
+        limits[[of.massive.channel for of in self.bands]] = math.inf
+        pairs = [limit for of in self.bands for limit in (-of.band.low, of.band.high)]
+        return np.concatenate((limits, np.array(pairs)))
+
+    def empty(self) -> NDArray[np.float32]:
+        """Return cells that nothing was written to."""
+        cells = np.zeros(self.channels + 2 * len(self.bands), np.float32)
+        cells[self.channels :] = -math.inf
+        return cells
+
+    def band_cells(self, cells: torch.Tensor) -> list[BandCells]:
+        pairs = cells[self.channels :].view(-1, 2)
+        return [
+            BandCells(of.massive.channel, of.massive.position, of.band.low, *pair)
+            for of, pair in zip(self.bands, pairs, strict=True)
+        ]
+
+    def alarms(self, cells: NDArray[np.float32]) -> Iterator[Alarm]:
+        pairs = cells[self.channels :].reshape(-1, 2).tolist()
+        judged = set()
+        for of, (negated, greatest) in zip(self.bands, pairs, strict=True):
+            band, channel = of.band, of.massive.channel
+            if not -negated >= band.low:
+                judged.add(channel)
+                yield Alarm(self.layer, channel, -negated, band.low, band.high)
+            elif not greatest <= band.high:
+                judged.add(channel)
+                yield Alarm(self.layer, channel, greatest, band.low, band.high)
+        limits = self.of_cells()[: self.channels]
+        beyond = set(np.flatnonzero(~(cells[: self.channels] <= limits)).tolist()) - judged
+        if beyond:
+            yield Alarm(self.layer, None, float(cells[list(beyond)].max()), 0.0, self.bound)
+
+
+class _Bank:
+    """The cells of all blocks on one device; goes through them with their limits."""
+
+    def __init__(self, limits: Sequence[_Limits], device: torch.device, distant: bool):
         import torch
 
-        self._layer, self._bound, self._bands, self._channels = layer, bound, bands, channels
-        empty = np.zeros(channels + 2 * len(bands), np.float32)
-        empty[channels:] = -math.inf
-        self._limits = np.full(len(empty), bound)
+        empty = [each.empty() for each in limits]
+        self._parts = limits
+        self._ends = np.cumsum([len(cells) for cells in empty]).tolist()
+        # rounded down: what is above them has yet to be judged
+        exact = np.concatenate([each.of_cells() for each in limits])
+        rounded = exact.astype(np.float32)
+        self._limits = np.where(
+            rounded > exact, np.nextafter(rounded, np.float32(-np.inf)), rounded
+        )
         with torch.inference_mode(mode=False):
-            self._cells = torch.from_numpy(empty.copy()).to(device)
-            self._empty = torch.from_numpy(empty).to(device)
-        self.magnitudes = self._cells[:channels]
-        cells = self._cells[channels:].view(-1, 2)
-        self.band_cells = [
-            BandCells(of.massive.channel, of.massive.position, of.band.low, *pair)
-            for of, pair in zip(bands, cells, strict=True)
-        ]
-        for of, pair in zip(bands, self._limits[channels:].reshape(-1, 2), strict=True):
-            self._limits[of.massive.channel] = math.inf
-            pair[:] = -of.band.low, of.band.high
+            self._empty = torch.from_numpy(np.concatenate(empty)).to(device)
+            self._cells = self._empty.clone()
         near = device.type == "cpu" and not distant
         self._host: NDArray[np.float32] | None = self._cells.numpy() if near else None
         self._devices = Devices()
         self._asked: Answer[bytes] | None = None
         self.seen = False
+
+    def __iter__(self) -> Iterator[tuple[_Limits, torch.Tensor]]:
+        return zip(self._parts, self._cells.tensor_split(self._ends[:-1]), strict=True)
 
     def empty(self) -> None:
         self._cells.copy_(self._empty)
@@ -158,41 +202,28 @@ class _Look:
         if cells is None:
             return []
         if not self.seen:
-            self.seen = bool(cells[: self._channels].any())
-        # NaN is beyond every limit
-        return [] if (cells <= self._limits).all() else list(self._alarms(cells.copy()))
+            self.seen = bool((cells > 0).any())
+        # NaN is beyond every limit; counting is quicker than all(), which is Python
+        if np.count_nonzero(cells <= self._limits) == len(cells):
+            return []
+        parts = np.split(cells.copy(), self._ends[:-1])
+        pairs = zip(self._parts, parts, strict=True)
+        return [alarm for limits, part in pairs for alarm in limits.alarms(part)]
 
     def _fetched(self, *, wait: bool) -> NDArray[np.float32] | None:
         """Return the cells as they were when they were asked for, and ask for them again."""
         asked = self._asked
-        if wait or asked is None or asked.ready():
-            self._asked = self._devices.fetch(self._bytes, self._cells)
-            if wait:
-                asked = self._asked
-            return None if asked is None else np.frombuffer(asked.result(), np.float32)
-        return None
+        if not wait and asked is not None and not asked.ready():
+            return None
+        self._asked = self._devices.fetch(self._bytes, self._cells)
+        if wait:
+            asked = self._asked
+        return None if asked is None else np.frombuffer(asked.result(), np.float32)
 
     def _bytes(self) -> torch.Tensor:
         import torch
 
         return self._cells.view(torch.uint8)
-
-    def _alarms(self, cells: NDArray[np.float32]) -> Iterator[Alarm]:
-        magnitudes, limits = cells[: self._channels], self._limits[: self._channels]
-        pairs = cells[self._channels :].reshape(-1, 2).tolist()
-        judged = set()
-        for of, (negated, greatest) in zip(self._bands, pairs, strict=True):
-            band, channel = of.band, of.massive.channel
-            if not -negated >= band.low:
-                judged.add(channel)
-                yield Alarm(self._layer, channel, -negated, band.low, band.high)
-            elif not greatest <= band.high:
-                judged.add(channel)
-                yield Alarm(self._layer, channel, greatest, band.low, band.high)
-        beyond = set(np.flatnonzero(~(magnitudes <= limits)).tolist()) - judged
-        if beyond:
-            peak = magnitudes[list(beyond)].max()
-            yield Alarm(self._layer, None, float(peak), 0.0, self._bound)
 
 
 def watched_layers(massive_activations: Iterable[MassiveActivation], count: int) -> list[int]:

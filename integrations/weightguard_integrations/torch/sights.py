@@ -51,17 +51,19 @@ class Sight:
 
     def again(self, root: nn.Module) -> Glance | None:
         """Return the bytes if nothing moved, else None."""
-        module, merged = root, merged_into(root)
-        for part in self.path:
-            child = module._modules.get(part)
-            if child is None:
+        parts, merged = root.__dict__, merged_into(root)
+        for name in self.path:
+            module = parts["_modules"].get(name)
+            if module is None:
                 return None
-            module = child
-            merged += merged_into(module)
-        tensor: torch.Tensor | None = module._parameters.get(self.leaf)
-        if tensor is None:
-            tensor = module._buffers.get(self.leaf)
-        if tensor is None or tensor is not self.tensor():
+            parts = module.__dict__
+            if "merged_adapters" in parts:
+                merged += merged_into(module)
+        tensor = self.tensor()
+        leaf = parts["_parameters"].get(self.leaf)
+        if tensor is None or tensor is not (
+            parts["_buffers"].get(self.leaf) if leaf is None else leaf
+        ):
             return None
         storage = tensor.untyped_storage()  # held from here on, it cannot be given back
         token = self.token
