@@ -55,6 +55,12 @@ class TernaryLinear(nn.Module):
         self._bias = None if bias is None else Bias(packed, bias)
         self._share()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute other than ``bias``, where it would not be what is read."""
+        if name == "bias":
+            raise AttributeError("the bias of a packed layer is fixed; make another layer with it")
+        super().__setattr__(name, value)
+
     def _share(self) -> None:
         values = None if self._bias is None else self._bias.tensor
         self.register_buffer("bias", values, persistent=False)
