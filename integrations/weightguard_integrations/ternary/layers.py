@@ -159,6 +159,11 @@ def load_ternary(
         linear = model.get_submodule(place)
         if not isinstance(linear, nn.Linear) or packed.shape != tuple(linear.weight.shape):
             raise WeightguardError(f"the model of config.json has no linear layer {name!r:.200}")
+        if linear.weight is getattr(model.get_input_embeddings(), "weight", None):
+            raise WeightguardError(
+                f"{name!r:.200} is tied to the embedding table, which is looked up: pack other "
+                "layers (`weightguard ternarize --layers`)"
+            )
         bias = None if linear.bias is None else _bias(f"{place}.bias", packed.shape[0], others)
         layer = TernaryLinear(packed, bias=bias, kept=kept, verify=verify, on_fault=on_fault)
         model.set_submodule(place, layer)
