@@ -35,26 +35,27 @@ class Compared:
         alarm: Alarm, tell: Tell,
     ):  # fmt: skip
         """Hold ``arrays`` (uint8 [n], contiguous), which ``what`` names; they are believed."""
-        self._matrix, self._arrays, self._alarm, self._tell = matrix, arrays, alarm, tell
-        self._key, self._copy = Key(), self._read()
+        self._matrix, self._alarm, self._tell = matrix, alarm, tell
+        self._live = tuple(array.data for array in arrays)
+        self._key, self._copy = Key(), bytes(self._read())
         self._digest = self._key.digest(memoryview(self._copy))
         matrix.reads(*(Memory(what, array) for array in arrays))
 
-    def use(self, tokens: int, verify: Verify, on_fault: OnFault) -> bytes | None:
+    def use(self, tokens: int, verify: Verify, on_fault: OnFault) -> bytearray | None:
         """Return the bytes for a product of ``tokens``; None if its outputs must be marked.
 
-        The same bytes are compared and returned. Damage is an incident; by ``on_fault`` it is
-        repaired from the copy, read again, marked or raised as IntegrityError. Unchecked, the
-        bytes are returned as they are.
+        The same bytes are compared and returned, in memory of their own. Damage is an incident; by
+        ``on_fault`` it is repaired from the copy, read again, marked or raised as IntegrityError.
+        Unchecked, the bytes are returned as they are.
         """
         data = self._read()
         if data == self._copy or verify == "off":
             return data
         return self._recover(data, tokens, on_fault)
 
-    def _recover(self, data: bytes, tokens: int, on_fault: OnFault) -> bytes | None:
+    def _recover(self, data: bytearray, tokens: int, on_fault: OnFault) -> bytearray | None:
         if self._key.digest(memoryview(data)) == self._digest:
-            self._copy = data  # it is the copy that changed
+            self._copy = bytes(data)  # it is the copy that changed
             return data
         action: Action = "raised"
         if on_fault == "mark":
@@ -65,22 +66,22 @@ class Compared:
         elif on_fault == "recompute" and self._read() == self._copy:
             action = "recomputed"
         matrix = self._matrix
-        stored = self._tell(self._copy, data)
+        stored = self._tell(self._copy, bytes(data))
         alarms = bytes([self._alarm]) * tokens
         incidents = matrix.note([product_finding(matrix.name, alarms, [stored], action), stored])
         if action == "raised":
             coverage = Coverage(1, 1, len(data), len(data))
             raise IntegrityError(report(matrix.name, incidents, coverage))
-        return None if action == "marked" else self._copy
+        return None if action == "marked" else bytearray(self._copy)
 
     def _copy_is_sound(self) -> bool:
         return self._key.digest(memoryview(self._copy)) == self._digest
 
-    def _read(self) -> bytes:
-        return b"".join(array.data for array in self._arrays)
+    def _read(self) -> bytearray:
+        return bytearray().join(self._live)
 
     def _write(self, data: bytes) -> None:
         start = 0
-        for array in self._arrays:
-            array[:] = np.frombuffer(data, np.uint8, array.nbytes, start)
-            start += array.nbytes
+        for live in self._live:
+            live[:] = data[start : start + live.nbytes]
+            start += live.nbytes

@@ -114,7 +114,7 @@ class Bias:
 
     def add(self, y: torch.Tensor, verify: Verify, on_fault: OnFault) -> None:
         """Add the bias to ``y`` [..., N], or mark ``y`` with NaN, as ``Compared.use``."""
-        values = self._used(y.shape[:-1].numel(), verify, on_fault)
+        values = self._used(y.numel() // y.shape[-1], verify, on_fault)
         if values is None:
             y.fill_(torch.nan)
         else:
@@ -122,7 +122,7 @@ class Bias:
 
     def _used(self, tokens: int, verify: Verify, on_fault: OnFault) -> torch.Tensor | None:
         data = self._compared.use(tokens, verify, on_fault)
-        return None if data is None else torch.frombuffer(bytearray(data), dtype=self._dtype)
+        return None if data is None else torch.frombuffer(data, dtype=self._dtype)
 
 
 def _finding(layer: str, itemsize: int, kept: bytes, live: bytes) -> Finding:

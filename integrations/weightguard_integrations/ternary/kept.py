@@ -81,11 +81,10 @@ def _inside(matrix: PackedMatrix, index: NDArray[np.integer]) -> bool:
     return bool(((index >= 0) & (index < matrix.shape)).all())
 
 
-def _split(data: bytes) -> Weights:
+def _split(data: bytes | bytearray) -> Weights:
     count = len(data) // 20
-    room = bytearray(data)
-    index = np.frombuffer(room, np.int64, 2 * count).reshape(count, 2)
-    return Weights(index, np.frombuffer(room, np.float32, count, 16 * count))
+    index = np.frombuffer(data, np.int64, 2 * count).reshape(count, 2)
+    return Weights(index, np.frombuffer(data, np.float32, count, 16 * count))
 
 
 def _finding(layer: str, kept: bytes, live: bytes) -> Finding:
