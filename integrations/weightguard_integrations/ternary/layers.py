@@ -132,7 +132,7 @@ class TernaryLinear(nn.Module):
         """What print(model) shows of this layer."""
         return (
             f"{self.in_features}, {self.out_features}, {self.packed.kind}, verify={self.verify}, "
-            f"kept={len(self.weight.kept or ())}"
+            f"kept={len(self.weight.kept or ())}, bias={self.bias is not None}"
         )
 
 
