@@ -128,7 +128,10 @@ def test_a_write_that_is_counted_only_when_it_is_done(adapter: Hostile) -> None:
             writer = threading.Thread(target=slow_write)
             writer.start()
             writer.join()
-        time.sleep(0.4)
+        ends = time.monotonic() + 20
+        while not codes(guard) and time.monotonic() < ends:
+            time.sleep(0.02)
+        time.sleep(0.2)
         assert codes(guard) == ["WG902"]
 
 
