@@ -63,7 +63,8 @@ class Guard:
         self._around = surroundings or Surroundings()
         self.adapter, self._key = adapter, Key()
         self.metrics = self.settings.metrics
-        self._casebook, self._gate = Casebook(self.metrics, self._around.clock), Gate()
+        self._gate = Gate()
+        self._casebook = Casebook(self.metrics, self._around.clock, self._gate)
         self._response = Response(
             Reactions(self.settings.on_incident, self.metrics),
             self._casebook,
@@ -123,13 +124,18 @@ class Guard:
         raise TypeError("a guard holds on to live memory and cannot be pickled: make a new one")
 
     def after_fork(self) -> None:
-        """In a forked child: make locks anew that lost threads may hold, and start the thread."""
-        self._gate.renew_lock()
+        """In a forked child: make locks anew that lost threads may hold, and start the thread.
+
+        An update of a thread that is lost has failed here: what it changed is undeclared.
+        """
+        lost = self._gate.renew_lock()
         self._response.renew_lock()
         self._rounds.renew_lock()
         self._casebook.renew_lock()
         if isinstance(self.metrics, MemoryMetrics):
             self.metrics.renew_lock()
+        if lost:
+            self._give_up_update()
         self._presence.after_fork()
 
     @property
@@ -235,7 +241,7 @@ class Guard:
                 yield
                 incidents = self._seal_again(manifest, names)
             except BaseException:
-                self._casebook.move(Event.OPENED if self._casebook.open else Event.SEALED)
+                self._give_up_update()
                 raise
         self._response.react(incidents)
 
@@ -253,6 +259,9 @@ class Guard:
         self._presence.begin_again()
         told = self._casebook.note(declared(former, baseline))
         return [told, *self._sealing.incidents(sealed)]
+
+    def _give_up_update(self) -> None:
+        self._casebook.move(Event.OPENED if self._casebook.open else Event.SEALED)
 
     def _scrubber(self, baseline: Baseline) -> Scrubber:
         around, known = self._around, self._casebook.knows
@@ -281,6 +290,16 @@ class Guard:
         """What is compared before every forward pass."""
         return self._pins.pinned
 
+    @property
+    def standing(self) -> str:
+        """The state in a word, ``closed`` once the guard is: nobody knows about the weights."""
+        return "closed" if self.closed else self.state.value
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model may take requests: watched, and neither sealing nor quarantined."""
+        return self.state.ready and not self.closed
+
     def coverage(self) -> LiveCoverage:
         """Return how much of the live weights is watched, and what is not."""
         return live_coverage(self.baseline.attestations, gaps_of(self.adapter))
@@ -289,8 +308,8 @@ class Guard:
         """Return where the guard stands, for people and monitors."""
         scrubber, casebook = self._rounds.scrubber, self._casebook
         return Status(
-            "closed" if self.closed else casebook.state.value,
-            casebook.state.ready and not self.closed,
+            self.standing,
+            self.ready,
             casebook.count,
             len(casebook.open),
             self._rounds.passes,
