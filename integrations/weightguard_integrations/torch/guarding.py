@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 import weakref
@@ -24,14 +23,15 @@ from weightguard.guard import (
     Settings,
     super_weight_pins,
 )
+from weightguard.guard.aftermath import check_after
 from weightguard.guard.background import Background
-from weightguard.guard.incident import CANARY, RUNTIME_EXCEPTION, SENTINEL, UNCOVERED
+from weightguard.guard.incident import SENTINEL, UNCOVERED
 from weightguard.guard.ledger import Place
 from weightguard.guard.quantities import parse_bytes, parse_rate, parse_seconds
 from weightguard.guard.reactions import Reaction
 from weightguard.guard.shares import Declared, Ranks
 from weightguard_integrations.torch.live import TorchAdapter, root_of
-from weightguard_integrations.torch.live_canary import LiveCanary
+from weightguard_integrations.torch.live_canary import LiveCanary, canary_finding
 from weightguard_integrations.torch.sentinels import (
     Alarm,
     Sentinels,
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 PathOrManifest: TypeAlias = str | os.PathLike[str] | Manifest
 
-LOGGER = logging.getLogger("weightguard.guard")
 ALARM_PERIOD = 60.0
 """Seconds in which sentinels have all weights checked once: no prompt shall stall a server."""
 SENTINEL_PERIOD = 1.0
@@ -150,32 +149,27 @@ class TorchGuard(Guard):
     def run_canary(self) -> bool:
         """Run the canary now; return whether its logits are those of the sealed model.
 
-        Where they are not, all weights are checked, and repaired by policy, before it runs once
-        more: what it still finds then no digest explains, and is WG906. Without a canary, True.
+        Where they are not, or the model raises, all weights are checked, and repaired by policy,
+        before it runs once more: what is still wrong then no digest explains, and is WG906 or
+        WG909. Without a canary, True.
         """
         if self._canary is None or self.closed:
             return True
         try:
-            difference = self._difference(self._canary)
-            if difference is not None:
-                self.check()
-                difference = self._difference(self._canary)
+            wrong = canary_finding(self._difference)
+            if wrong is not None:
+                wrong = canary_finding(self._difference, check_after(self))
         except IntegrityError:
             return False  # the forward pass raised what is known already
-        except Exception as error:
-            if self.closed:
-                return False  # it was closed meanwhile, and checks no more
-            LOGGER.exception("the canary could not run")
-            message = f"the canary raised {type(error).__name__}: {error}"[:500]
-            self.report_incident(_CANARY, finding(RUNTIME_EXCEPTION, message))
-            return False
-        if difference is None:
+        except WeightguardError:
+            if not self.closed:
+                raise
+            return False  # it was closed meanwhile, and checks no more
+        if wrong is None:
             self.report_sound(_CANARY)
-            return True
-        message = f"a logit differs by {difference:.3g} from the sealed model's"
-        evidence = {"difference": repr(difference)}
-        self.report_incident(_CANARY, finding(CANARY, message, evidence=evidence))
-        return False
+        elif not self.closed:
+            self.report_incident(_CANARY, wrong)
+        return wrong is None
 
     def set_sentinels(self, calibration: Calibration | None) -> None:
         """Hold activations to the limits of ``calibration``, None for none."""
@@ -239,10 +233,10 @@ class TorchGuard(Guard):
         if manifest is not None:
             self.pin(super_weight_pins(self.baseline, manifest))
 
-    def _difference(self, canary: LiveCanary) -> float | None:
+    def _difference(self) -> float | None:
         """Run the canary, never while an update goes on."""
         with self._gate.check() as let_in:
-            return canary.difference() if let_in else None
+            return self._canary.difference() if let_in and self._canary is not None else None
 
     def _seal_again(
         self, manifest: Manifest | None, names: Mapping[str, str] | None
