@@ -6,7 +6,7 @@ incidents; a response follows each, and those that are open decide the state.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -34,8 +34,9 @@ from weightguard.guard.scrub import Scrubber, Waiting
 from weightguard.guard.seal import refuse_stranger
 from weightguard.guard.sealing import Sealing
 from weightguard.guard.settings import Pinned, Settings, Status, Surroundings
+from weightguard.guard.shares import Declared
 from weightguard.guard.state import Event, State
-from weightguard.guard.update import declared, kept
+from weightguard.guard.update import kept, what_changed
 from weightguard.manifest import Manifest
 from weightguard.scan.digest import BLOCK_BYTES
 
@@ -75,8 +76,8 @@ class Guard:
         )
         self._pins, self._presence = Pins(adapter), Presence(adapter, self.step, self.hear)
         self._plan_scrubbing()
-        self._sealing = Sealing(adapter, self._key, golden, self.settings, self._casebook)
-        sealed = self._sealing.seal(manifest, names)
+        self._sealing = Sealing(adapter, self._key, golden, self.settings, self._casebook, names)
+        sealed = self._sealing.seal(manifest)
         refuse_stranger(sealed.baseline, manifest)
         self._rounds = Rounds(
             self._scrubber(sealed.baseline),
@@ -230,26 +231,41 @@ class Guard:
     ) -> Iterator[None]:
         """Declare a change of the live weights; they are sealed again when the block ends.
 
-        Against ``manifest``; without one, what changed is trusted as it is found then. Nothing is
-        checked meanwhile. Where the block raises, the former baseline stays, and what was
-        changed by then will be found as an undeclared update.
+        Against ``manifest``; without one, what changed is trusted as it is found then. ``names``
+        stay what they were unless they are given. Nothing is checked meanwhile. Where the block
+        raises, the former baseline stays, and what was changed by then will be found as an
+        undeclared update.
         """
+        with self._updating(manifest, names):
+            yield
+
+    @contextmanager
+    def _updating(
+        self,
+        manifest: Manifest | None,
+        names: Mapping[str, str] | None,
+        declare: Callable[[], Declared] | None = None,
+    ) -> Iterator[None]:
+        """Update; ``declare`` says, when the block ends, what live tensors are made up of."""
         self._require_open()
         with self._gate.closed():
             self._casebook.move(Event.UPDATING)
             try:
                 yield
-                incidents = self._seal_again(manifest, names)
+                incidents = self._seal_again(manifest, names, declare and declare())
             except BaseException:
                 self._give_up_update()
                 raise
         self._response.react(incidents)
 
     def _seal_again(
-        self, manifest: Manifest | None, names: Mapping[str, str] | None
+        self,
+        manifest: Manifest | None,
+        names: Mapping[str, str] | None,
+        declared: Declared | None,
     ) -> list[Incident]:
         former = self.baseline
-        sealed = self._sealing.seal(manifest, names)
+        sealed = self._sealing.seal(manifest, names, declared)
         if manifest is None:
             sealed = kept(former, sealed.baseline)
         baseline = sealed.baseline
@@ -257,7 +273,7 @@ class Guard:
         self._sealing.begin(baseline, former if manifest is None else None)
         self._pins.hold_again(baseline)
         self._presence.begin_again()
-        told = self._casebook.note(declared(former, baseline))
+        told = self._casebook.note(what_changed(former, baseline))
         return [told, *self._sealing.incidents(sealed)]
 
     def _give_up_update(self) -> None:

@@ -50,20 +50,30 @@ class Sealing:
         golden: Golden | None,
         settings: Settings,
         casebook: Casebook,
+        names: Names | None,
     ):
         self._adapter, self._key, self._settings = adapter, key, settings
         self._golden, self._mender = golden, Mender(adapter, key, golden)
         self._casebook = casebook
         self._known_gaps: tuple[Gap, ...] = ()
+        self._names, self._declared = names or {}, settings.declared
 
-    def seal(self, manifest: Manifest | None, names: Names | None) -> Sealed:
+    def seal(
+        self,
+        manifest: Manifest | None,
+        names: Names | None = None,
+        declared: Declared | None = None,
+    ) -> Sealed:
         """Read all live tensors once, and damaged ones again after a repair. See ``seal``.
 
+        ``names`` and ``declared`` are those of the last sealing where they are None.
         Where repair is a reaction, tensors that differ from their records are put right first,
         unless none is the manifest's: then it is the manifest of another model.
         """
-        declared = self._settings.declared
+        names = self._names if names is None else names
+        declared = self._declared if declared is None else declared
         sealed = self._read(manifest, names, declared)
+        self._names, self._declared = names, declared
         entries = sealed.baseline.tensors.values()
         known = any(entry.attestation != "trusted-on-first-use" for entry in entries)
         if manifest is None or not known or "repair" not in self._settings.on_incident:
@@ -74,7 +84,7 @@ class Sealing:
             sealed = self._read(manifest, names, settled)
         return replace(sealed, attempts=tuple(cure.attempt for cure in cures))
 
-    def _read(self, manifest: Manifest | None, names: Names | None, declared: Declared) -> Sealed:
+    def _read(self, manifest: Manifest | None, names: Names, declared: Declared) -> Sealed:
         threads, golden = self._settings.threads, self._golden
         originals = golden if isinstance(golden, Originals) else None
         return seal(self._adapter, self._key, manifest, names, threads, originals, declared)

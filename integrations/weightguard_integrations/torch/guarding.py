@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from weightguard import IntegrityError, Manifest, WeightguardError
@@ -38,7 +39,7 @@ from weightguard_integrations.torch.sentinels import (
     find_block_list,
     find_width,
 )
-from weightguard_integrations.torch.shards import declaration
+from weightguard_integrations.torch.shards import Told
 
 if TYPE_CHECKING:
     from torch import nn
@@ -96,10 +97,9 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
     try:
         with opened(manifest) as read:
             adapter = TorchAdapter(model)
-            declared = Declared()
+            told, declared = Told(names or {}, pieces or {}, ranks), Declared()
             if read is not None:
-                live = dict(adapter.named())
-                declared = declaration(live, read, names or {}, pieces or {}, ranks)
+                declared = told.declaration(dict(adapter.named()), read)
             settings = Settings(
                 name=type(root_of(model)).__name__,
                 on_incident=on_incident,
@@ -110,6 +110,7 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
                 declared=declared,
             )
             made = TorchGuard(adapter, read, settings, names=names, golden=copy)
+            made.told = told
             made.pin_super_weights(read)
             calibration = None if read is None else read.document.calibration
             if canary is not None and calibration is not None:
@@ -131,6 +132,7 @@ class TorchGuard(Guard):
     """The guard of a PyTorch model; see ``weightguard.guard.Guard``."""
 
     golden: GoldenCheckpoint | None = None
+    told = Told({}, {}, None)
     _canary: LiveCanary | None = None
     _sentinels: Sentinels | None = None
     _alarmed: float = -ALARM_PERIOD
@@ -239,24 +241,47 @@ class TorchGuard(Guard):
             return self._canary.difference() if let_in and self._canary is not None else None
 
     def _seal_again(
-        self, manifest: Manifest | None, names: Mapping[str, str] | None
+        self,
+        manifest: Manifest | None,
+        names: Mapping[str, str] | None,
+        declared: Declared | None,
     ) -> list[Incident]:
-        incidents = super()._seal_again(manifest, names)
+        incidents = super()._seal_again(manifest, names, declared)
         if self._canary is not None:
             self._canary.record()
         return incidents
 
     @contextmanager
     def update(
-        self, manifest: PathOrManifest | None = None, names: Mapping[str, str] | None = None
+        self,
+        manifest: PathOrManifest | None = None,
+        names: Mapping[str, str] | None = None,
+        pieces: Mapping[str, Sequence[Piece]] | None = None,
+        ranks: Ranks | None = None,
     ) -> Iterator[None]:
-        """Declare a change of the live weights. See Guard; a path of a manifest will do."""
+        """Declare a change of the live weights. See Guard; a path of a manifest will do.
+
+        ``names``, ``pieces`` and ``ranks`` are as for ``guard``, and stay what they were unless
+        they are given. Pieces that are none of the manifest's records are refused with
+        WeightguardError before anything changes.
+        """
+        told = self.told.but(names, pieces, ranks)
         with opened(manifest) as read:
-            with super().update(read, names):
+            if read is None:
+                declare = None
+            else:
+                declare = partial(self._declared, told, read)
+                declare()
+            with self._updating(read, told.names, declare):
                 yield
+            self.told = told
             self.pin_super_weights(read)
             if self._sentinels is not None:
                 self.set_sentinels(None if read is None else read.document.calibration)
+
+    def _declared(self, told: Told, manifest: Manifest) -> Declared:
+        assert isinstance(self.adapter, TorchAdapter)
+        return told.declaration(dict(self.adapter.named()), manifest)
 
     def close(self) -> None:
         """Stop guarding; what was found can still be asked for."""
