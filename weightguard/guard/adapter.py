@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,6 +111,25 @@ class Adapter(Protocol):
         """Return canonical bytes ``start:stop``, a view of the live memory where there is one.
 
         A view of bytes; the memory stays valid while it is held. Raises AdapterError.
+        """
+        ...
+
+
+class Glance(NamedTuple):
+    """The canonical bytes of a whole live tensor where they lie; valid while ``owner`` is held."""
+
+    data: memoryview
+    owner: object
+
+
+@runtime_checkable
+class Glancing(Protocol):
+    """An adapter that gives the bytes of a tensor that stayed where it was within microseconds."""
+
+    def glance(self, name: str, token: Token) -> Glance | None:
+        """Return a tensor's bytes if ``describe`` would give ``token``, as it did before.
+
+        None where it would not, or where that takes long to tell: then it is described and read.
         """
         ...
 

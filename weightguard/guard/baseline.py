@@ -78,8 +78,12 @@ class TensorBaseline:
 
     def holds(self, block: int, digest: bytes) -> bool:
         """Return whether ``digest`` is the one recorded for ``block``."""
+        return self.recorded(block) == digest
+
+    def recorded(self, block: int) -> bytes:
+        """Return the digest recorded for ``block``."""
         recorded: bytes = self.digests[block].tobytes()
-        return recorded == digest
+        return recorded
 
     def equals(self, other: TensorBaseline) -> bool:
         """Return whether both hold a tensor to the same content, type and shape."""

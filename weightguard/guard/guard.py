@@ -103,7 +103,7 @@ class Guard:
         """Have the blocks checked beside the forward passes, once the guard is started."""
         pace, random = self.settings.pace, self._around.random
         if pace is not None:
-            act, period = lambda: self.scrub(pace.slice), lambda: pace.period(random)
+            act, period = lambda: self._rounds.beside(pace.slice), lambda: pace.period(random)
             self._presence.add(Background(act, period, "weightguard-scrub"))
 
     def close(self) -> None:

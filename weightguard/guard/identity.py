@@ -28,6 +28,11 @@ class Identity:
     _seen: Token | None = None
     _verified: set[int] = field(default_factory=set)
 
+    @property
+    def settled(self) -> Token | None:
+        """The token that the content is known under, None while a write is suspected."""
+        return self.sealed if self._seen is None else None
+
     def see(self, token: Token) -> None:
         """Take note of the token that the tensor has now."""
         if token == (self._seen or self.sealed):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from weightguard.guard.adapter import Adapter, Distant, Promised
+from weightguard.guard.adapter import Adapter, Distant, Glance, Glancing, Promised, Token
 from weightguard.guard.baseline import Baseline
 from weightguard.guard.pieces import place_in
 from weightguard.guard.settings import Pinned
@@ -20,11 +20,12 @@ class Pins:
     def __init__(self, adapter: Adapter):
         self._adapter = adapter
         self._held: dict[Pinned, bytes] = {}
+        self._tokens: dict[str, Token] = {}
         self._asked: dict[Pinned, Promised[bytes]] = {}
 
     def hold(self, pins: Iterable[Pinned]) -> None:
         """Hold these bytes, and no others, to what they are now. Raises AdapterError."""
-        self._asked = {}
+        self._asked, self._tokens = {}, {}
         self._held = {pin: bytes(self._adapter.read(*pin)) for pin in pins}
 
     def hold_again(self, baseline: Baseline) -> None:
@@ -39,18 +40,37 @@ class Pins:
 
     def moved(self) -> Iterator[Pinned]:
         """Yield those that differ now, or cannot be read."""
+        glances: dict[str, Glance | None] = {}
         for pin, expected in self._held.items():
-            try:
-                seen = self._seen(pin)
-                same = seen is None or seen == expected
-            except Exception:  # noqa: BLE001 - the check that follows says what is wrong
-                same = False
-            if not same:
+            if pin.tensor not in glances:
+                glances[pin.tensor] = self._glance(pin.tensor)
+            glance = glances[pin.tensor]
+            if glance is not None and glance.data[pin.start : pin.stop] == expected:
+                continue
+            if self._differs(pin, expected):
                 yield pin
+
+    def _glance(self, tensor: str) -> Glance | None:
+        token = self._tokens.get(tensor)
+        if token is None or not isinstance(self._adapter, Glancing):
+            return None
+        try:
+            return self._adapter.glance(tensor, token)
+        except Exception:  # noqa: BLE001 - the look that follows says what is wrong
+            return None
+
+    def _differs(self, pin: Pinned, expected: bytes) -> bool:
+        try:
+            seen = self._seen(pin)
+        except Exception:  # noqa: BLE001 - the check that follows says what is wrong
+            return True
+        return seen is not None and seen != expected
 
     def _seen(self, pin: Pinned) -> memoryview | bytes | None:
         """Return the bytes as they are, or were at an earlier call; None while on their way."""
         live = self._adapter.describe(pin.tensor)
+        if live is not None:
+            self._tokens[pin.tensor] = live.token
         if live is None or not live.distant or not isinstance(self._adapter, Distant):
             return self._adapter.read(*pin)
         asked = self._asked.get(pin)

@@ -10,9 +10,10 @@ the next.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from weightguard.finding import Coverage, Report
 from weightguard.guard.baseline import TensorBaseline
@@ -24,6 +25,12 @@ from weightguard.guard.metrics import BLOCKS_VERIFIED, LAST_FULL_PASS, SCRUB_BYT
 from weightguard.guard.schedule import BlockRef
 from weightguard.guard.scrub import Outcome, Scrubber
 from weightguard.guard.sweep import Run, grouped
+
+STEPS_AHEAD = 8
+"""Forward passes that a large slice of the background thread counts for."""
+
+SURVEY_PERIOD = 5.0
+"""Seconds from one look at which tensors there are to the next, where passes take less."""
 
 React = Callable[[Iterable[Incident]], None]
 
@@ -48,6 +55,7 @@ class Rounds:
         self._asked: list[Run] = []
         self._pass_ends = False
         self._since_step = 0
+        self._surveyed = -math.inf
 
     @property
     def passes(self) -> int:
@@ -83,12 +91,19 @@ class Rounds:
         scrubber.resume(self.scrubber)
         self.scrubber = scrubber
 
-    def some(self, nbytes: int, seconds: float | None = None) -> int:
-        """Check the blocks that come next, and return how many bytes were verified. See Guard."""
+    def beside(self, nbytes: int) -> int:
+        """Check the blocks that come next beside forward passes; return the bytes verified."""
+        return self.some(nbytes, survey=self._survey_due())
+
+    def some(self, nbytes: int, seconds: float | None = None, *, survey: bool = True) -> int:
+        """Check the blocks that come next, and return how many bytes were verified. See Guard.
+
+        With ``survey``, a pass begins with which tensors there are.
+        """
         scrubber = self.scrubber
         passes = scrubber.position.passes
-        if scrubber.position.done == 0:
-            self._settle(scrubber, scrubber.survey)
+        if survey and scrubber.position.done == 0:
+            self._survey(scrubber)
         if seconds is None:
             groups = grouped(scrubber.baseline, scrubber.take(nbytes))
         else:
@@ -102,20 +117,20 @@ class Rounds:
     def step(self, nbytes: int) -> None:
         """Have ``nbytes`` checked from one forward pass to the next: this one pays for the rest.
 
-        What the background thread checked meanwhile counts, so that nothing is paid for twice. Of
-        a device's memory a later pass judges what this one asks for, and nothing more is asked for
-        until it has answered.
+        What the background thread checked meanwhile counts, also for some steps ahead, so that
+        nothing is paid for twice. Of a device's memory a later pass judges what this one asks for,
+        and nothing more is asked for until it has answered.
         """
         rest = nbytes - self._since_step
-        if not self.scrubber.baseline.distant:
+        if not self.scrubber.distant:
             if rest > 0:
-                self.some(rest)
+                self.beside(rest)
         elif self._stepping.acquire(blocking=False):  # else another thread's pass is at it
             try:
                 self._step(self.scrubber, rest)
             finally:
                 self._stepping.release()
-        self._since_step = 0
+        self._since_step = min(max(-rest, 0), STEPS_AHEAD * nbytes)
 
     def _step(self, scrubber: Scrubber, nbytes: int) -> None:
         asked, self._asked = self._asked, []
@@ -134,8 +149,8 @@ class Rounds:
         if nbytes <= 0:
             return
         passes = scrubber.position.passes
-        if scrubber.position.done == 0:
-            self._settle(scrubber, scrubber.survey)
+        if scrubber.position.done == 0 and self._survey_due():
+            self._survey(scrubber)
         for refs in grouped(scrubber.baseline, scrubber.take(nbytes)):
             found = scrubber.ask(refs)
             if found is None:
@@ -147,7 +162,7 @@ class Rounds:
     def all(self) -> tuple[int, bool]:
         """Check every block; return how many bytes were verified, and whether all were."""
         scrubber = self.scrubber
-        self._settle(scrubber, scrubber.survey)
+        self._survey(scrubber)
         groups = grouped(scrubber.baseline, scrubber.schedule)
         blocks, nbytes = self._check_all(scrubber, groups)
         complete = blocks == scrubber.schedule.blocks
@@ -155,6 +170,13 @@ class Rounds:
             self._full_checks += 1
             self._full_pass()
         return nbytes, complete
+
+    def _survey_due(self) -> bool:
+        return time.monotonic() - self._surveyed >= SURVEY_PERIOD
+
+    def _survey(self, scrubber: Scrubber) -> None:
+        self._surveyed = time.monotonic()
+        self._settle(scrubber, scrubber.survey)
 
     def of(self, tensor: str, start: int, stop: int) -> None:
         """Check the blocks that hold bytes ``start:stop`` of a tensor."""
@@ -186,18 +208,25 @@ class Rounds:
 
     def _judge(self, scrubber: Scrubber, run: Run) -> tuple[Outcome, list[BlockRef]]:
         """Take down what a run proves; return it, and the blocks that have to be looked at."""
+        return self._at_once(scrubber, lambda: scrubber.judge(run))
+
+    def _at_once(
+        self, scrubber: Scrubber, check: Callable[[], tuple[Outcome, list[BlockRef]]]
+    ) -> tuple[Outcome, list[BlockRef]]:
+        """Take down what a check of several blocks proves; return it and the blocks left over."""
         rest: list[BlockRef] = []
 
-        def judge() -> Outcome:
-            outcome, moved = scrubber.judge(run)
-            rest.extend(moved)
+        def proved() -> Outcome:
+            outcome, others = check()
+            rest.extend(others)
             return outcome
 
-        return self._counted(self._settle(scrubber, judge)), rest
+        return self._counted(self._settle(scrubber, proved)), rest
 
-    def _look_at(self, scrubber: Scrubber, refs: Iterable[BlockRef]) -> list[Outcome]:
-        """Look at blocks one by one, and again at those that changed much at once."""
-        outcomes = [self._check(scrubber, ref, patient=True) for ref in refs]
+    def _look_at(self, scrubber: Scrubber, refs: Sequence[BlockRef]) -> list[Outcome]:
+        """Look at blocks that do not hold at first sight, and again at those that changed much."""
+        outcome, rest = self._at_once(scrubber, lambda: scrubber.glance(refs))
+        outcomes = [outcome, *(self._check(scrubber, ref, patient=True) for ref in rest)]
         suspects = [ref for outcome in outcomes for ref in outcome.suspects]
         if suspects:
             scrubber.wait()

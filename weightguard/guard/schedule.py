@@ -109,25 +109,30 @@ class Schedule:
         taken: list[BlockRef] = []
         credit = budget - position.debt
         while credit > 0 and len(taken) < self.blocks:
-            position, block = self.following(position)
+            block = self.block((position.block + len(taken)) % self.blocks)
             taken.append(block)
             credit -= max(block.nbytes, LEAST_CHARGE)
-        return replace(position, debt=max(-credit, 0)), tuple(taken)
+        after = self._after(position, len(taken))
+        return replace(after, debt=max(-credit, 0)), tuple(taken)
 
     def following(self, position: Position) -> tuple[Position, BlockRef]:
         """Return the one block that comes next, whatever it costs, and the position after it.
 
         Raises IndexError where the plan has no blocks.
         """
-        block = self.block(position.block)
-        whole = position.done + 1 == self.blocks
-        after = replace(
+        return self._after(position, 1), self.block(position.block)
+
+    def _after(self, position: Position, blocks: int) -> Position:
+        """Return the position after that many more blocks, one pass at most."""
+        if not blocks:
+            return position
+        passes, done = divmod(position.done + blocks, self.blocks)
+        return replace(
             position,
-            block=(position.block + 1) % self.blocks,
-            done=0 if whole else position.done + 1,
-            passes=position.passes + whole,
+            block=(position.block + blocks) % self.blocks,
+            done=done,
+            passes=position.passes + passes,
         )
-        return after, block
 
     def find(self, tensor: str, block: int) -> BlockRef | None:
         """Return a block of a tensor, None where the plan has no such block."""
@@ -165,7 +170,7 @@ class Pace:
     """How fast a background pass goes: ``rate`` bytes a second, ``slice`` bytes at a time."""
 
     rate: int
-    slice: int = 4 * BLOCK_BYTES
+    slice: int = 16 * BLOCK_BYTES
 
     def period(self, random: Random) -> float:
         """Return the seconds from the start of one slice to that of the next, jittered.

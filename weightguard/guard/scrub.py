@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Set
+from collections.abc import Callable, Hashable, Iterable, Sequence, Set
 from dataclasses import dataclass
 
-from weightguard.guard.adapter import Adapter, AdapterError, Token
+from weightguard.guard.adapter import Adapter, AdapterError, Glance, Glancing, Token
 from weightguard.guard.baseline import Baseline, Key
 from weightguard.guard.check import Verdict, look
 from weightguard.guard.deviations import (
@@ -38,13 +38,14 @@ LOGGER = logging.getLogger("weightguard.guard")
 class Outcome:
     """What a check of blocks came to.
 
-    ``sound`` are places that hold their baseline; ``nbytes`` and ``blocks`` what was verified.
+    ``sound`` are places that hold their baseline, to be gone through once; ``nbytes`` and
+    ``blocks`` what was verified.
     ``suspects`` changed so much at once as a write does that the runtime has yet to count: to be
     looked at again after ``Scrubber.wait``.
     """
 
     deviations: tuple[Deviation, ...] = ()
-    sound: tuple[Place, ...] = ()
+    sound: Iterable[Place] = ()
     blocks: int = 0
     nbytes: int = 0
     suspects: tuple[BlockRef, ...] = ()
@@ -87,6 +88,7 @@ class Scrubber:
         self._waiting = waiting
         self._lock = threading.Lock()
         self._appeared: Set[str] = frozenset()
+        self.distant = baseline.distant
         self.schedule = Schedule(baseline.sizes)
         self.position = self.schedule.begin(random)
         self._identities = {
@@ -129,6 +131,33 @@ class Scrubber:
         except Exception as error:
             LOGGER.exception("a live tensor could not be checked")
             return Outcome((unreadable(ref.tensor, error),))
+
+    def glance(self, refs: Sequence[BlockRef]) -> tuple[Outcome, list[BlockRef]]:
+        """Return what is sound at first sight, and the blocks that have to be looked at.
+
+        Digests are computed one after the other, with nothing in between that a forward pass
+        in another thread would have to wait for.
+        """
+        if not isinstance(self._adapter, Glancing):
+            return Outcome(), list(refs)
+        glances = {name: self._glance(self._adapter, name) for name in {ref.tensor for ref in refs}}
+        seen = [(ref, glance) for ref in refs if (glance := glances[ref.tensor]) is not None]
+        parts = [glance.data[ref.start : ref.stop] for ref, glance in seen]
+        tensors, digest = self.baseline.tensors, self._key.digest
+        found = [digest(part) for part in parts]
+        recorded = [tensors[ref.tensor].recorded(ref.block) for ref, _ in seen]
+        held = {ref for (ref, _), is_, was in zip(seen, found, recorded, strict=True) if is_ == was}
+        sound = (place for ref in held for place in _places(ref))
+        outcome = Outcome(sound=sound, blocks=len(held), nbytes=sum(ref.nbytes for ref in held))
+        return outcome, [ref for ref in refs if ref not in held]
+
+    def _glance(self, adapter: Glancing, name: str) -> Glance | None:
+        with self._lock:
+            token = self._identities[name].settled
+        try:
+            return None if token is None else adapter.glance(name, token)
+        except Exception:  # noqa: BLE001 - the look that follows says what is wrong
+            return None
 
     def ask(self, refs: list[BlockRef]) -> Run | None:
         """Ask a device for the sums of blocks; None for those that have to be looked at."""
@@ -175,8 +204,8 @@ class Scrubber:
     def _sound(self, ref: BlockRef, token: Token) -> Outcome:
         with self._lock:
             whole = self._identities[ref.tensor].verified(ref.block, token)
-        sound = [Place(ref.tensor, ref.block), Place(ref.tensor, aspect=READING)]
-        return Outcome((), (*sound, *[Place(ref.tensor)] * whole), 1, ref.nbytes)
+        sound = (*_places(ref), *[Place(ref.tensor)] * whole)
+        return Outcome((), sound, 1, ref.nbytes)
 
     def _updated(self, ref: BlockRef, token: Token) -> Deviation | None:
         """Return what a change means of a tensor that the runtime knows was written, else None."""
@@ -213,3 +242,8 @@ class Scrubber:
         known = (*self.baseline.tensors, *gone)
         present = {Place(name, aspect=PRESENCE) for name in known} - deviating
         return Outcome(tuple(deviations), (*present, Place("", aspect=READING)))
+
+
+def _places(ref: BlockRef) -> tuple[Place, Place]:
+    """Return what is sound once a block was read and holds its baseline."""
+    return Place(ref.tensor, ref.block), Place(ref.tensor, aspect=READING)

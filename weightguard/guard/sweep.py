@@ -1,4 +1,4 @@
-"""Runs of blocks in a device's memory: asked for together, judged when their sums arrived.
+"""Blocks that are checked together; in a device's memory, judged when their sums arrived.
 
 What a run shows as moved is only pointed out: the look that follows judges each block by itself.
 """
@@ -17,6 +17,9 @@ from weightguard.guard.schedule import BlockRef
 
 MAX_RUN = 4096
 """Blocks that are asked for at once: 4 GiB, whose sums take 12 MiB where rows have 8 KiB."""
+
+MAX_GROUP = 32
+"""Other blocks that are looked at without an update being let in between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +48,22 @@ class Run:
 
 
 def grouped(baseline: Baseline, refs: Iterable[BlockRef]) -> Iterator[list[BlockRef]]:
-    """Yield runs of neighbouring blocks of one distant tensor, all others one by one."""
+    """Yield runs of neighbouring blocks of one distant tensor, and groups of any others."""
     run: list[BlockRef] = []
     for ref in refs:
-        follows = run and run[-1].tensor == ref.tensor and run[-1].stop == ref.start
-        if run and not (follows and len(run) < MAX_RUN and _distant(baseline, ref)):
+        if run and not _belongs(baseline, ref, run):
             yield run
             run = []
         run.append(ref)
     if run:
         yield run
+
+
+def _belongs(baseline: Baseline, ref: BlockRef, run: list[BlockRef]) -> bool:
+    if _distant(baseline, ref):
+        follows = run[-1].tensor == ref.tensor and run[-1].stop == ref.start
+        return follows and len(run) < MAX_RUN
+    return not _distant(baseline, run[-1]) and len(run) < MAX_GROUP
 
 
 def _distant(baseline: Baseline, ref: BlockRef) -> bool:

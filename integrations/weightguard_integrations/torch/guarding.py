@@ -38,6 +38,7 @@ from weightguard_integrations.torch.sentinels import (
     Sentinels,
     find_block_list,
     find_width,
+    fits,
 )
 from weightguard_integrations.torch.shards import Told
 
@@ -50,6 +51,8 @@ ALARM_PERIOD = 60.0
 """Seconds in which sentinels have all weights checked once: no prompt shall stall a server."""
 SENTINEL_PERIOD = 1.0
 """Seconds after which a background thread reads sentinels that no forward pass read."""
+BLIND_PASSES = 100
+"""Forward passes after which sentinels that saw none are said to be blind."""
 _CANARY = Place("", aspect="canary")
 
 _guards: weakref.WeakKeyDictionary[nn.Module, weakref.ref[TorchGuard]] = weakref.WeakKeyDictionary()
@@ -135,6 +138,7 @@ class TorchGuard(Guard):
     told = Told({}, {}, None)
     _canary: LiveCanary | None = None
     _sentinels: Sentinels | None = None
+    _unseen: int = 0
     _alarmed: float = -ALARM_PERIOD
 
     def set_canary(
@@ -186,16 +190,34 @@ class TorchGuard(Guard):
         if blocks is None or width is None:
             what = f"list of {count} blocks" if blocks is None else "hidden_size of a configuration"
             self.note(finding(UNCOVERED, f"no {what} was found, so activations are not watched"))
+        elif not fits(calibration, width):
+            what = f"channels beyond the {width} of the model, or blocks beyond its {count}"
+            self.note(
+                finding(UNCOVERED, f"the calibration has {what}: activations are not watched")
+            )
         else:
             self._sentinels = Sentinels(
                 blocks, calibration.massive_activations, calibration.activation_bounds, width
             )
+            self._unseen = 0
 
     def step(self) -> None:
         """Check what one forward pass pays for, and what the one before it left. See Guard."""
-        if not self.closed:
+        if self._sentinels is not None and not self.closed:
             self.read_sentinels()
+            self._mind_blindness(self._sentinels)
         super().step()
+
+    def _mind_blindness(self, sentinels: Sentinels) -> None:
+        """Say so, once, where forward passes went by that the sentinels did not see."""
+        if self._unseen < BLIND_PASSES and not sentinels.seen:
+            self._unseen += 1
+            if self._unseen == BLIND_PASSES:
+                message = (
+                    f"sentinels saw nothing of {BLIND_PASSES} forward passes: "
+                    "compiled code goes on without hooks that it was not compiled with"
+                )
+                self.note(finding(UNCOVERED, message))
 
     def read_sentinels(self) -> bool:
         """Return whether all activations since the last alarm were within their limits.
@@ -209,18 +231,20 @@ class TorchGuard(Guard):
             self.check()
         return False
 
-    def _sentinels_alarmed(self) -> bool:
+    def _sentinels_alarmed(self, *, wait: bool = False) -> bool:
         """Say what left its limits since the last alarm; return whether anything did."""
+        sentinels = self._sentinels
+        alarms = [] if sentinels is None else sentinels.read(wait=wait)
+        if not alarms:
+            return False
         with self._gate.check() as let_in:
-            sentinels = self._sentinels
-            alarms = sentinels.read() if let_in and sentinels is not None else []
-        if alarms:
-            self.note(sentinel_finding(alarms))
-        return bool(alarms)
+            if let_in:  # else they are those of weights that are being exchanged
+                self.note(sentinel_finding(alarms))
+        return let_in
 
     def check(self) -> Report:
         """Check every block now, and what the last forward pass left. See Guard."""
-        self._sentinels_alarmed()
+        self._sentinels_alarmed(wait=True)
         return super().check()
 
     def _plan_scrubbing(self) -> None:
@@ -237,8 +261,14 @@ class TorchGuard(Guard):
 
     def _difference(self) -> float | None:
         """Run the canary, never while an update goes on."""
+        sentinels = self._sentinels
+        known = sentinels is None or sentinels.seen
         with self._gate.check() as let_in:
-            return self._canary.difference() if let_in and self._canary is not None else None
+            canary = self._canary if let_in else None
+            difference = None if canary is None else canary.difference()
+        if sentinels is not None and not known:
+            sentinels.begin_again()  # a canary's pass does not say that they see those of requests
+        return difference
 
     def _seal_again(
         self,

@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightguard.finding import Finding
-from weightguard.guard import AdapterError, Gap, Hearing, LiveTensor, Token, Witness
+from weightguard.guard import AdapterError, Gap, Glance, Hearing, LiveTensor, Token, Witness
 from weightguard.tensor import row_layout
 from weightguard_integrations.torch.distant import Answer, Devices, capturing
 from weightguard_integrations.torch.dtypes import dtype_of
 from weightguard_integrations.torch.entrance import Entrance
 from weightguard_integrations.torch.hidden import HiddenWeights, nbytes_of
 from weightguard_integrations.torch.shards import is_dtensor, kept_shards, local_part
+from weightguard_integrations.torch.sights import Sight, merged_into, version
 
 if TYPE_CHECKING:
     import torch
@@ -52,8 +53,11 @@ class TorchAdapter:
         """
         self._entrance, self._root = model, root_of(model)
         self._aliases: dict[str, tuple[str, ...]] = {}
+        self._listed: list[LiveTensor] = []
+        self._marked: list[tuple[object, ...]] = []
         self._distant, self._devices = distant, Devices()
         self._kept, self._hidden = kept_shards(self._root), HiddenWeights(self._root)
+        self._sights: dict[str, tuple[Token, Sight | None]] = {}
 
     @property
     def root(self) -> nn.Module:
@@ -62,16 +66,32 @@ class TorchAdapter:
 
     def tensors(self) -> Sequence[LiveTensor]:
         """See Adapter."""
-        groups: dict[tuple[object, ...], list[_Named]] = defaultdict(list)
-        for named in self._named():
-            if _obstacle(named.tensor) is None:
-                groups[_memory(named.tensor)].append(named)
-        self._aliases = {
-            group[0].name: tuple(named.name for named in group[1:])
-            for group in sorted(_outermost(groups.values()), key=lambda group: group[0].name)
-        }
-        live = (self.describe(name) for name in self._aliases)
-        return [tensor for tensor in live if tensor is not None]
+        marks = self._marks()
+        if marks != self._marked:
+            groups: dict[tuple[object, ...], list[_Named]] = defaultdict(list)
+            for named in self._named():
+                if _obstacle(named.tensor) is None:
+                    groups[_memory(named.tensor)].append(named)
+            self._aliases = {
+                group[0].name: tuple(named.name for named in group[1:])
+                for group in sorted(_outermost(groups.values()), key=lambda group: group[0].name)
+            }
+            live = (self.describe(name) for name in self._aliases)
+            self._listed = [tensor for tensor in live if tensor is not None]
+            self._marked = marks
+        return self._listed
+
+    def _marks(self) -> list[tuple[object, ...]]:
+        """Return all that a list of the tensors follows from: what has equal marks is the same."""
+        marks: list[tuple[object, ...]] = [tuple(map(merged_into, self._root.modules()))]
+        for name, whole in self.named():
+            tensor = local_part(whole)
+            if _obstacle(tensor) is None:
+                writes = version(whole), version(tensor)
+                marks.append((name, id(whole), *_memory(tensor), *writes))
+            else:
+                marks.append((name, id(whole)))
+        return marks
 
     def describe(self, name: str) -> LiveTensor | None:
         """See Adapter."""
@@ -81,10 +101,25 @@ class TorchAdapter:
         if whole is None or tensor is None or dtype is None or _obstacle(tensor) is not None:
             return None
         # torch counts what is written through a DTensor there, and not at its local part
-        version = _version(tensor) + (_version(whole) if whole is not tensor else 0)
-        token = Token(tensor.data_ptr(), version, self._variant(name))
+        writes = version(tensor) + (version(whole) if whole is not tensor else 0)
+        token = Token(tensor.data_ptr(), writes, self._variant(name))
         aliases, distant = self._aliases.get(name, ()), self._distant or _is_distant(tensor)
         return LiveTensor(name, dtype, tuple(tensor.shape), token, aliases, distant)
+
+    def glance(self, name: str, token: Token) -> Glance | None:
+        """See Glancing."""
+        known, sight = self._sights.get(name, (None, None))
+        if known != token:
+            now, tensor = self.describe(name), self._find(name)
+            if now is None or tensor is None or now.token != token:
+                return None
+            plain = local_part(tensor) is tensor and name not in self._kept and not now.distant
+            if plain and now.nbytes and tensor.is_contiguous():
+                sight = Sight.of(name, tensor, token)
+            else:
+                sight = None
+            self._sights[name] = token, sight
+        return None if sight is None else sight.again(self._root)
 
     def read(self, name: str, start: int, stop: int) -> memoryview:
         """See Adapter."""
@@ -192,21 +227,15 @@ class TorchAdapter:
         """Return which adapters are merged into a tensor, as PEFT's layers tell."""
         *path, _ = name.split(".")
         module: nn.Module | None = self._root
-        merged: list[str] = []
+        merged = merged_into(self._root)
         for part in path:
-            merged += _merged(module)
             module = module and module._modules.get(part)
-        merged += _merged(module)
+            merged += () if module is None else merged_into(module)
         return ",".join(merged)
 
 
 def _told(hearing: Hearing, prefix: str, names: Sequence[str], found: Sequence[Finding]) -> None:
     hearing([prefix + name for name in names], found)
-
-
-def _merged(module: nn.Module | None) -> Sequence[str]:
-    """Return the adapters merged into a module; not by getattr, which is slow at failing."""
-    return () if module is None else module.__dict__.get("merged_adapters") or ()
 
 
 def root_of(model: nn.Module) -> nn.Module:
@@ -230,11 +259,6 @@ def _obstacle(tensor: torch.Tensor) -> str | None:
     if dtype_of(tensor) is None:
         return f"of dtype {tensor.dtype}"
     return None
-
-
-def _version(tensor: torch.Tensor) -> int:
-    """Return how often torch wrote the tensor; it does not count for inference tensors."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _is_distant(tensor: torch.Tensor) -> bool:

@@ -1,10 +1,13 @@
 """Sentinels: what a sound model's activations keep to, looked at inside of every forward pass.
 
-After each block the magnitude of the channels that are not massive has one bound; a massive
-channel has a band where it lives, at the first position of a prompt, in prefill. The hooks write
-extremes into buffers that exist beforehand, so compiled graphs stay whole, and nothing waits for
-a number; the guard reads them before the next forward pass. An alarm is a suspicion: a prompt
-can be like none that was calibrated, so whether weights are damaged is for their digests to say.
+After a block the magnitude of the channels that are not massive has one bound; a massive channel
+has a band where it lives, at the first position of a prompt, in prefill. Hooks write extremes into
+cells, and the guard reads these before the next forward pass; of a GPU's it reads a copy that the
+pass before asked for. An alarm is a suspicion: a prompt can be like none that was calibrated, so
+whether weights are damaged is for their digests to say.
+
+Only some blocks are looked at, as each look costs what a small kernel does. Blocks add to what
+the ones before put out, so that what leaves the limits after one is there after the last, too.
 """
 
 from __future__ import annotations
@@ -12,14 +15,22 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
-from weightguard.calibration import LayerBand, MassiveActivation
-from weightguard_integrations.torch.activations import MIN_TOKENS
+import numpy as np
+from numpy.typing import NDArray
+
+from weightguard.calibration import Calibration, LayerBand, MassiveActivation
+from weightguard_integrations.torch.distant import Answer, Devices
+from weightguard_integrations.torch.extremes import BandCells, Beginnings, hook
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+EVENLY = 2
+"""Blocks that are looked at, evenly spread with the last one among them."""
 
 
 class Alarm(NamedTuple):
@@ -32,90 +43,209 @@ class Alarm(NamedTuple):
     high: float
 
 
-class _Watched(NamedTuple):
-    """A massive channel after one block, and the least and the greatest value it had."""
-
-    channel: int
-    position: int | None
+class _Band(NamedTuple):
+    massive: MassiveActivation
     band: LayerBand
-    least: torch.Tensor
-    greatest: torch.Tensor
 
 
 class Sentinels:
-    """Looks at the blocks of one model on the CPU, until it is removed."""
+    """Looks at blocks of one model, until it is removed. ``layers`` says at which."""
 
     def __init__(
         self,
-        blocks: Iterable[nn.Module],
+        blocks: Sequence[nn.Module] | nn.ModuleList,
         massive_activations: Sequence[MassiveActivation],
         bounds: Sequence[float],
         channels: int,
+        *,
+        layers: Sequence[int] | None = None,
+        distant: bool = False,
     ):
         """``blocks`` are as many as there are bounds; both limits are those of a calibration.
 
-        ``channels`` is the width of what the blocks put out.
+        ``channels`` is the width of what the blocks put out. ``layers`` are looked at, where given.
+        With ``distant`` CPU memory is read as a device's, too: for trials where there is none.
         """
-        import torch
-
-        self._bounds = bounds
-        bands = [(massive, band) for massive in massive_activations for band in massive.bands]
-        with torch.inference_mode(mode=False):
-            self._magnitudes = torch.zeros(len(bounds), channels)
-            self._massive = torch.tensor(
-                [band.layer * channels + massive.channel for massive, band in bands],
-                dtype=torch.int64,
-            )
-            self._seen = torch.empty(len(bands), 2)
-        self._watched = [
-            _Watched(massive.channel, massive.position, band, *seen)
-            for (massive, band), seen in zip(bands, self._seen, strict=True)
-        ]
-        self.reset()
-        watched: dict[int, list[_Watched]] = defaultdict(list)
-        for item in self._watched:
-            watched[item.band.layer].append(item)
-        opening = min(watched, default=None)
-        beginnings = _Beginnings()
+        self.layers = watched_layers(massive_activations, len(bounds)) if layers is None else layers
+        bands = [_Band(massive, band) for massive in massive_activations for band in massive.bands]
+        by_device: dict[torch.device, list[_Limits]] = defaultdict(list)
+        for layer in self.layers:
+            here = [of for of in bands if of.band.layer == layer]
+            by_device[_device(blocks[layer])].append(_Limits(layer, bounds[layer], here, channels))
+        self._banks = [_Bank(limits, device, distant) for device, limits in by_device.items()]
+        beginnings = Beginnings()
+        opening = min((of.band.layer for of in bands if of.band.layer in self.layers), default=None)
         self._handles = [
-            block.register_forward_hook(
-                _hook(magnitudes, watched[layer], beginnings, layer == opening),
+            blocks[limits.layer].register_forward_hook(
+                hook(
+                    cells[: limits.channels],
+                    limits.band_cells(cells),
+                    beginnings,
+                    opens=limits.layer == opening,
+                ),
                 with_kwargs=True,
             )
-            for layer, (block, magnitudes) in enumerate(zip(blocks, self._magnitudes, strict=True))
+            for bank in self._banks
+            for limits, cells in bank
         ]
 
-    def reset(self) -> None:
-        """Forget what was seen."""
-        self._magnitudes.zero_()
-        self._seen[:, 0], self._seen[:, 1] = math.inf, -math.inf
+    @property
+    def seen(self) -> bool:
+        """Whether any forward pass was looked at: a compiled one may go on without hooks."""
+        return any(bank.seen for bank in self._banks)
 
-    def read(self) -> list[Alarm]:
-        """Return what left its limits since the last alarm, the first block first."""
-        alarms = sorted(self._alarms(), key=lambda alarm: alarm.layer)
+    def reset(self) -> None:
+        """Forget the values that were seen."""
+        for bank in self._banks:
+            bank.empty()
+
+    def begin_again(self) -> None:
+        """Forget the values that were seen, and that any were."""
+        self.reset()
+        for bank in self._banks:
+            bank.seen = False
+
+    def read(self, *, wait: bool = False) -> list[Alarm]:
+        """Return what left its limits since the last alarm, the first block first.
+
+        Of a device's memory, what had by the call before; unless one can ``wait`` for it.
+        """
+        alarms = [alarm for bank in self._banks for alarm in bank.read(wait=wait)]
         if alarms:
             self.reset()
-        return alarms
-
-    def _alarms(self) -> Iterator[Alarm]:
-        # a copy: passes go on meanwhile, and would write what was just left out
-        others = self._magnitudes.clone()
-        others.view(-1).index_fill_(0, self._massive, 0.0)
-        peaks: list[float] = others.amax(1).tolist()
-        for layer, (peak, bound) in enumerate(zip(peaks, self._bounds, strict=True)):
-            if not peak <= bound:  # NaN is beyond every bound
-                yield Alarm(layer, None, peak, 0.0, bound)
-        for item, (least, greatest) in zip(self._watched, self._seen.tolist(), strict=True):
-            band = item.band
-            if not least >= band.low:
-                yield Alarm(band.layer, item.channel, least, band.low, band.high)
-            elif not greatest <= band.high:
-                yield Alarm(band.layer, item.channel, greatest, band.low, band.high)
+        return sorted(alarms, key=lambda alarm: alarm.layer)
 
     def remove(self) -> None:
         """Look no more."""
         for handle in self._handles:
             handle.remove()
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What one block's cells may reach at most: those of its channels, then two for each band."""
+
+    layer: int
+    bound: float
+    bands: Sequence[_Band]
+    channels: int
+
+    def of_cells(self) -> NDArray[np.float64]:
+        limits = np.full(self.channels, self.bound)
+        limits[[of.massive.channel for of in self.bands]] = math.inf
+        pairs = [limit for of in self.bands for limit in (-of.band.low, of.band.high)]
+        return np.concatenate((limits, np.array(pairs)))
+
+    def empty(self) -> NDArray[np.float32]:
+        """Return cells that nothing was written to."""
+        cells = np.zeros(self.channels + 2 * len(self.bands), np.float32)
+        cells[self.channels :] = -math.inf
+        return cells
+
+    def band_cells(self, cells: torch.Tensor) -> list[BandCells]:
+        pairs = cells[self.channels :].view(-1, 2)
+        return [
+            BandCells(of.massive.channel, of.massive.position, of.band.low, *pair)
+            for of, pair in zip(self.bands, pairs, strict=True)
+        ]
+
+    def alarms(self, cells: NDArray[np.float32]) -> Iterator[Alarm]:
+        pairs = cells[self.channels :].reshape(-1, 2).tolist()
+        judged = set()
+        for of, (negated, greatest) in zip(self.bands, pairs, strict=True):
+            band, channel = of.band, of.massive.channel
+            if not -negated >= band.low:
+                judged.add(channel)
+                yield Alarm(self.layer, channel, -negated, band.low, band.high)
+            elif not greatest <= band.high:
+                judged.add(channel)
+                yield Alarm(self.layer, channel, greatest, band.low, band.high)
+        limits = self.of_cells()[: self.channels]
+        beyond = set(np.flatnonzero(~(cells[: self.channels] <= limits)).tolist()) - judged
+        if beyond:
+            yield Alarm(self.layer, None, float(cells[list(beyond)].max()), 0.0, self.bound)
+
+
+class _Bank:
+    """The cells of all blocks on one device; goes through them with their limits."""
+
+    def __init__(self, limits: Sequence[_Limits], device: torch.device, distant: bool):
+        import torch
+
+        empty = [each.empty() for each in limits]
+        self._parts = limits
+        self._ends = np.cumsum([len(cells) for cells in empty]).tolist()
+        # rounded down: what is above them has yet to be judged
+        exact = np.concatenate([each.of_cells() for each in limits])
+        rounded = exact.astype(np.float32)
+        self._limits = np.where(
+            rounded > exact, np.nextafter(rounded, np.float32(-np.inf)), rounded
+        )
+        with torch.inference_mode(mode=False):
+            self._empty = torch.from_numpy(np.concatenate(empty)).to(device)
+            self._cells = self._empty.clone()
+        near = device.type == "cpu" and not distant
+        self._host: NDArray[np.float32] | None = self._cells.numpy() if near else None
+        self._devices = Devices()
+        self._asked: Answer[bytes] | None = None
+        self.seen = False
+
+    def __iter__(self) -> Iterator[tuple[_Limits, torch.Tensor]]:
+        return zip(self._parts, self._cells.tensor_split(self._ends[:-1]), strict=True)
+
+    def empty(self) -> None:
+        self._cells.copy_(self._empty)
+        self._asked = None
+
+    def read(self, *, wait: bool) -> list[Alarm]:
+        cells = self._fetched(wait=wait) if self._host is None else self._host
+        if cells is None:
+            return []
+        if not self.seen:
+            self.seen = bool((cells > 0).any())
+        # NaN is beyond every limit; counting is quicker than all(), which is Python
+        if np.count_nonzero(cells <= self._limits) == len(cells):
+            return []
+        parts = np.split(cells.copy(), self._ends[:-1])
+        pairs = zip(self._parts, parts, strict=True)
+        return [alarm for limits, part in pairs for alarm in limits.alarms(part)]
+
+    def _fetched(self, *, wait: bool) -> NDArray[np.float32] | None:
+        """Return the cells as they were when they were asked for, and ask for them again."""
+        asked = self._asked
+        if not wait and asked is not None and not asked.ready():
+            return None
+        self._asked = self._devices.fetch(self._bytes, self._cells)
+        if wait:
+            asked = self._asked
+        return None if asked is None else np.frombuffer(asked.result(), np.float32)
+
+    def _bytes(self) -> torch.Tensor:
+        import torch
+
+        return self._cells.view(torch.uint8)
+
+
+def watched_layers(massive_activations: Iterable[MassiveActivation], count: int) -> list[int]:
+    """Return which of ``count`` blocks are looked at: EVENLY spread ones, and all massive channels.
+
+    A massive channel that none of them sees is looked for in the middle of where it lives.
+    """
+    chosen = {(n + 1) * count // EVENLY - 1 for n in range(EVENLY)} - {-1}
+    for massive in massive_activations:
+        layers = [band.layer for band in massive.bands]
+        if layers and not chosen.intersection(layers):
+            chosen.add(layers[len(layers) // 2])
+    return sorted(chosen)
+
+
+def fits(calibration: Calibration, channels: int) -> bool:
+    """Return whether all that a calibration speaks of is there, in blocks of so many channels."""
+    count = len(calibration.activation_bounds)
+    return all(
+        massive.channel < channels and all(band.layer < count for band in massive.bands)
+        for massive in calibration.massive_activations
+    )
 
 
 def find_block_list(root: nn.Module, count: int) -> nn.ModuleList | None:
@@ -132,102 +262,8 @@ def find_width(root: nn.Module) -> int | None:
     return width if isinstance(width, int) else None
 
 
-def _hook(
-    magnitudes: torch.Tensor, watched: Sequence[_Watched], beginnings: _Beginnings, opens: bool
-) -> Any:
-    """Return the forward hook of one block, whose output is [batch, length, channels].
-
-    ``magnitudes`` holds the greatest of each channel; ``opens`` says that no block before this
-    one asks for beginnings.
-    """
-
-    def look(
-        _module: nn.Module, _inputs: tuple[Any, ...], options: dict[str, Any], output: Any
-    ) -> None:
-        state = (output[0] if isinstance(output, tuple) else output).detach()
-        if state.dim() != 3 or state.shape[-1] != len(magnitudes) or not _readable(state):
-            return
-        magnitudes.clamp_(min=_magnitudes(state))
-        # a single token is a step of decoding, where massive activations need not be
-        if watched and state.shape[1] > 1:
-            begun = beginnings.of(state, options, anew=opens)
-            if begun is not None:
-                for item in watched:
-                    _watch(item, state[..., item.channel], *begun)
-
-    return look
-
-
-def _readable(state: torch.Tensor) -> bool:
-    return state.device.type == "cpu" and state.is_floating_point() and state.numel() > 0
-
-
-def _magnitudes(state: torch.Tensor) -> torch.Tensor:
-    """Return the greatest magnitude of each channel of [batch, length, channels]."""
+def _device(block: nn.Module) -> torch.device:
     import torch
 
-    if state.shape[0] * state.shape[1] == 1:
-        return state.abs()[0, 0]
-    # floats without their sign bits have the order of integers, NaN last, which compare faster
-    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[state.element_size()]
-    magnitudes = state.view(bits).bitwise_and(torch.iinfo(bits).max)
-    return magnitudes.amax((0, 1)).view(state.dtype)
-
-
-def _watch(item: _Watched, values: torch.Tensor, first: torch.Tensor, judged: torch.Tensor) -> None:
-    """Take down the value that the band judges, of each prompt that begins in ``values``."""
-    import torch
-
-    if item.position is None:
-        if values.shape[1] < MIN_TOKENS:
-            return
-    else:
-        values = torch.where(first, values, 0.0)
-    least, greatest = torch.aminmax(values, dim=1)
-    found = torch.where(greatest >= -least, greatest, least).float()
-    found = torch.where(judged, found, item.band.low)
-    item.least.clamp_(max=found.amin())
-    item.greatest.clamp_(min=found.amax())
-
-
-class _Begun(NamedTuple):
-    """Where prompts begin, bool [batch, length], and in which rows any does, bool [batch]."""
-
-    first: torch.Tensor
-    judged: torch.Tensor
-
-
-class _Beginnings:
-    """Where prompts begin, found once a forward pass: all blocks are given the same positions."""
-
-    def __init__(self) -> None:
-        self._last: tuple[object, _Begun | None] = (None, None)
-
-    def of(self, state: torch.Tensor, options: dict[str, Any], *, anew: bool) -> _Begun | None:
-        """Return the beginnings, None where they cannot be told; ``anew`` for the first block.
-
-        Parts of a prompt that follow others through a cache begin at a later position.
-        """
-        import torch
-
-        positions = options.get("position_ids")
-        known, begun = self._last
-        # a compiler sees the equal work of all blocks; it must not see memory between passes
-        if torch.compiler.is_compiling():
-            return _begun(state, positions, options)
-        if anew or positions is None or positions is not known:
-            begun = _begun(state, positions, options)
-            self._last = (positions, begun)
-        return begun
-
-
-def _begun(state: torch.Tensor, positions: object, options: dict[str, Any]) -> _Begun | None:
-    import torch
-
-    if isinstance(positions, torch.Tensor) and positions.shape[-1] == state.shape[1]:
-        first = (positions == 0).expand(state.shape[:2])
-    elif options.get("past_key_values") is not None:
-        return None
-    else:
-        first = (torch.arange(state.shape[1]) == 0).expand(state.shape[:2])
-    return _Begun(first, first.any(1))
+    parameter = next(block.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device

@@ -25,11 +25,14 @@ def test_a_step_pays_for_what_nobody_else_checked(beside: int, paid: int) -> Non
         assert checked == (beside + paid) * MIB
 
 
-def test_what_was_checked_beside_one_step_does_not_pay_for_the_next() -> None:
-    adapter = ArrayAdapter(ArrayRuntime({"weight": np.zeros((20, MIB), np.uint8)}))
+@pytest.mark.parametrize(("beside", "free"), [(12, 3), (14, 3), (900, 9)])
+def test_what_was_checked_beside_pays_for_a_few_steps_and_no_more(beside: int, free: int) -> None:
+    adapter = ArrayAdapter(ArrayRuntime({"weight": np.zeros((1000, MIB), np.uint8)}))
     guard = Guard(adapter, settings=Settings(on_incident=(), step_bytes=4 * MIB))
-    guard.scrub(12 * MIB)
-    guard.step()
-    before = guard.metrics.value(SCRUB_BYTES)  # type: ignore[attr-defined]
-    guard.step()
-    assert guard.metrics.value(SCRUB_BYTES) - before == 4 * MIB  # type: ignore[attr-defined]
+    guard.scrub(beside * MIB)
+    paid = []
+    for _ in range(free + 1):
+        before = guard.metrics.value(SCRUB_BYTES)  # type: ignore[attr-defined]
+        guard.step()
+        paid.append(guard.metrics.value(SCRUB_BYTES) - before)  # type: ignore[attr-defined]
+    assert paid == [0] * free + [4 * MIB - min(beside, 36) % 4 * MIB]

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 import torch
 from torch import nn
@@ -16,7 +17,9 @@ from weightguard import Manifest, fingerprint
 from weightguard.calibration import LayerBand, MassiveActivation
 from weightguard.guard import State
 from weightguard_integrations.torch import TorchGuard, calibrate, guard
-from weightguard_integrations.torch.sentinels import Sentinels
+from weightguard_integrations.torch.distant import Answer
+from weightguard_integrations.torch.guarding import BLIND_PASSES
+from weightguard_integrations.torch.sentinels import Sentinels, watched_layers
 
 MASSIVE = MassiveActivation(2, 0, (LayerBand(0, -900.0, -300.0),))
 TOKENS = torch.arange(12)[None]
@@ -140,6 +143,83 @@ def test_the_last_pass_is_read_without_another(manifest: Manifest) -> None:
     assert codes(made)[-3:] == ["WG905", "WG901", "WG907"]
 
 
+def test_of_a_device_the_pass_before_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = nn.Identity()
+    sentinels = Sentinels([block], (MASSIVE,), (40.0,), 4, distant=True)
+    block(state(-600.0))
+    assert sentinels.read() == []
+    assert sentinels.read() == []
+    block(state(-600.0, 41.0))
+    assert sentinels.read() == [], "asked for before that pass"
+    assert [alarm.value for alarm in sentinels.read()] == [41.0]
+    assert sentinels.read() == [], "said once"
+    block(state(-1.0, 41.0))
+    assert [alarm.channel for alarm in sentinels.read(wait=True)] == [2, None]
+    block(state(-600.0, 41.0))
+    sentinels.read()
+    monkeypatch.setattr(Answer, "ready", lambda _answer: False)
+    assert sentinels.read() == [], "the device is not done yet, and nobody waits"
+    assert sentinels.read(wait=True)
+
+
+def test_the_first_of_several_blocks_is_named() -> None:
+    blocks = [nn.Identity() for _ in range(8)]
+    far = MassiveActivation(2, 0, (LayerBand(1, -900.0, -300.0), LayerBand(2, -900.0, -300.0)))
+    near = MassiveActivation(3, 0, (LayerBand(3, 0.0, 9.0),))
+    assert watched_layers((far, near), 8) == [2, 3, 7]
+    assert watched_layers((), 1) == [0]
+    assert watched_layers((), 30) == [14, 29]
+    sentinels = Sentinels(blocks, (far, near), (40.0,) * 8, 4)
+    for block in blocks:
+        block(state(-1.0, 50.0))
+    alarms = sentinels.read()
+    assert [(alarm.layer, alarm.channel) for alarm in alarms] == [
+        (2, 2), (2, None), (3, None), (7, None)
+    ]  # fmt: skip
+
+
+def test_sentinels_that_see_nothing_say_so(manifest: Manifest) -> None:
+    torch._dynamo.reset()
+    with torch.inference_mode():
+        torch.compile(llama().eval(), backend="eager")(TOKENS, use_cache=False)
+        compiled = torch.compile(llama().eval(), backend="eager")  # its code is there already
+        made = guard(compiled, manifest, scrub=None, canary=None, on_incident=())
+        with made:
+            for _ in range(BLIND_PASSES):
+                compiled(TOKENS, use_cache=False)
+    assert [i.finding.message for i in made.incidents if i.code == "WG916"] == [
+        "sentinels saw nothing of 100 forward passes: compiled code goes on without hooks that it "
+        "was not compiled with"
+    ]
+
+
+def test_a_canary_does_not_pass_for_a_request(manifest: Manifest) -> None:
+    made = guard(llama().eval(), manifest, scrub=None, on_incident=())
+    assert made.run_canary()
+    assert made._sentinels is not None
+    assert made.read_sentinels()
+    assert not made._sentinels.seen
+    made.adapter.root(TOKENS)  # type: ignore[attr-defined]
+    assert made.read_sentinels()
+    assert made._sentinels.seen
+    assert made.run_canary()
+    assert made._sentinels.seen
+    made.close()
+
+
+def test_a_calibration_of_another_model_is_said_and_not_used(manifest: Manifest) -> None:
+    calibration = manifest.document.calibration
+    assert calibration is not None
+    wide = MassiveActivation(10**6, 0, (LayerBand(0, -900.0, -300.0),))
+    deep = MassiveActivation(0, 0, (LayerBand(10**6, -900.0, -300.0),))
+    for stranger in (wide, deep):
+        made = guard(llama().eval(), manifest, scrub=None, canary=None, on_incident=())
+        made.set_sentinels(msgspec.structs.replace(calibration, massive_activations=(stranger,)))
+        assert codes(made) == ["WG916"]
+        assert made._sentinels is None
+        made.close()
+
+
 def test_two_passes_under_way_at_once_are_both_read() -> None:
     block, sentinels = watched()
     block(state(-600.0, 41.0))
@@ -153,7 +233,7 @@ def test_magnitudes_are_exact_in_every_dtype(dtype: torch.dtype, length: int) ->
     block, sentinels = watched()
     for value in (-39.5, 39.5, -0.0):
         block(torch.full((1, length, 4), value, dtype=dtype))
-        assert sentinels._magnitudes[0, 0] == abs(torch.tensor(value, dtype=dtype)), value
+        assert sentinels._banks[0]._cells[0] == abs(torch.tensor(value, dtype=dtype)), value
         sentinels.reset()
     for value in (math.nan, -math.inf):
         block(torch.full((1, length, 4), value, dtype=dtype))
