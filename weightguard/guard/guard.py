@@ -31,7 +31,6 @@ from weightguard.guard.reactions import Reactions
 from weightguard.guard.response import Response
 from weightguard.guard.rounds import Rounds
 from weightguard.guard.scrub import Scrubber, Waiting
-from weightguard.guard.seal import refuse_stranger
 from weightguard.guard.sealing import Sealing
 from weightguard.guard.settings import Pinned, Settings, Status, Surroundings
 from weightguard.guard.shares import Declared
@@ -78,7 +77,6 @@ class Guard:
         self._plan_scrubbing()
         self._sealing = Sealing(adapter, self._key, golden, self.settings, self._casebook, names)
         sealed = self._sealing.seal(manifest)
-        refuse_stranger(sealed.baseline, manifest)
         self._rounds = Rounds(
             self._scrubber(sealed.baseline),
             self._gate,

@@ -6,19 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from weightguard.finding import Finding
+from weightguard.finding import Finding, finding
 from weightguard.guard.adapter import Adapter, Gap
 from weightguard.guard.baseline import Baseline, Key, TensorBaseline
 from weightguard.guard.casebook import Casebook
 from weightguard.guard.coverage import gap_findings, gaps_of, live_coverage
 from weightguard.guard.deviations import Deviation
-from weightguard.guard.incident import Incident
+from weightguard.guard.incident import UNCOVERED, Incident
 from weightguard.guard.ledger import Place
 from weightguard.guard.mend import Golden, Mender
 from weightguard.guard.metrics import COVERAGE_RATIO, REPAIRS
 from weightguard.guard.originals import Originals, Proved
 from weightguard.guard.restore import is_record, remade, restoration
-from weightguard.guard.seal import Attempt, Sealed, seal
+from weightguard.guard.seal import Attempt, Sealed, refuse_stranger, seal
 from weightguard.guard.settings import Settings
 from weightguard.guard.shares import Declared
 from weightguard.manifest import Manifest
@@ -27,6 +27,7 @@ ATTESTATION = "attestation"
 """Aspect of a place: whether what was sealed is what the manifest holds."""
 
 DIFFERENT = "WG401"
+NOTHING = "the model has no parameters or buffers, so that there is nothing to guard"
 
 Names: TypeAlias = Mapping[str, str]
 
@@ -67,12 +68,13 @@ class Sealing:
         """Read all live tensors once, and damaged ones again after a repair. See ``seal``.
 
         ``names`` and ``declared`` are those of the last sealing where they are None.
-        Where repair is a reaction, tensors that differ from their records are put right first,
-        unless none is the manifest's: then it is the manifest of another model.
+        Where repair is a reaction, tensors that differ from their records are put right first.
+        Raises WeightguardError where none is the manifest's: it is that of another model.
         """
         names = self._names if names is None else names
         declared = self._declared if declared is None else declared
         sealed = self._read(manifest, names, declared)
+        refuse_stranger(sealed.baseline, manifest)
         self._names, self._declared = names, declared
         entries = sealed.baseline.tensors.values()
         known = any(entry.attestation != "trusted-on-first-use" for entry in entries)
@@ -124,6 +126,8 @@ class Sealing:
         gaps = gaps_of(self._adapter)
         news, self._known_gaps = gaps if gaps != self._known_gaps else (), gaps
         incidents: list[Incident] = []
+        if not sealed.baseline.tensors and not gaps:
+            incidents.append(self._casebook.note(finding(UNCOVERED, NOTHING)))
         for found in (*sealed.findings, *gap_findings(news)):
             if found.rule.startswith("WG4"):
                 place = Place(found.location.tensor or "", aspect=ATTESTATION)

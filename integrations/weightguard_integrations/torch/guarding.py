@@ -6,7 +6,7 @@ import os
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -31,6 +31,7 @@ from weightguard.guard.ledger import Place
 from weightguard.guard.quantities import parse_bytes, parse_rate, parse_seconds
 from weightguard.guard.reactions import Reaction
 from weightguard.guard.shares import Declared, Ranks
+from weightguard_integrations.torch.asked import golden_copy, require_live, require_sense
 from weightguard_integrations.torch.live import TorchAdapter, root_of
 from weightguard_integrations.torch.live_canary import LiveCanary, canary_finding
 from weightguard_integrations.torch.sentinels import (
@@ -88,45 +89,45 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
     is made up (``packed_pieces``), and ``ranks`` (``GroupRanks(group)``) who verifies together
     those that are not whole rows. DTensors need neither, as they say how they are split. Then,
     as with ``ranks``, sealing is a collective call of all their ranks, here and in an update that
-    names a manifest. Raises WeightguardError for the manifest of another model, for
-    pieces that cannot be, and for a model that an open guard watches already; ManifestError and
-    CheckpointError for paths that
-    cannot be read.
+    names a manifest. Raises WeightguardError for the manifest or golden copy of another model, for
+    settings, names and pieces that cannot be, and for a model that an open guard watches already;
+    ManifestError and CheckpointError for paths that cannot be read.
     """
+    require_sense(model, on_incident, threads)
+    period = None if canary is None else parse_seconds(canary)
     watched = _guards.get(root_of(model), lambda: None)()
     if watched is not None and not watched.closed:
         raise WeightguardError("this model has a guard already: close that one first")
-    copy = None if golden is None else GoldenCheckpoint(golden)
-    try:
-        with opened(manifest) as read:
-            adapter = TorchAdapter(model)
-            told, declared = Told(names or {}, pieces or {}, ranks), Declared()
-            if read is not None:
-                declared = told.declaration(dict(adapter.named()), read)
-            settings = Settings(
-                name=type(root_of(model)).__name__,
-                on_incident=on_incident,
-                pace=None if scrub is None else Pace(parse_rate(scrub)),
-                step_bytes=parse_bytes(step_budget),
-                threads=threads,
-                metrics=metrics or MemoryMetrics(),
-                declared=declared,
-            )
-            made = TorchGuard(adapter, read, settings, names=names, golden=copy)
-            made.told = told
-            made.pin_super_weights(read)
-            calibration = None if read is None else read.document.calibration
-            if canary is not None and calibration is not None:
-                made.set_canary(
-                    calibration.canary.tokens, parse_seconds(canary), calibration.canary.tolerances
-                )
-            if sentinels and calibration is not None:
-                made.set_sentinels(calibration)
-    except BaseException:
+    with ExitStack() as undo, opened(manifest) as read:
+        copy = None if golden is None else golden_copy(golden, read)
         if copy is not None:
-            copy.close()
-        raise
-    made.golden = copy
+            undo.callback(copy.close)
+        adapter = TorchAdapter(model)
+        live = dict(adapter.named())
+        told, declared = Told(names or {}, pieces or {}, ranks), Declared()
+        require_live("names", told.names, live)
+        require_live("pieces", told.pieces, live)
+        if read is not None:
+            declared = told.declaration(live, read)
+        settings = Settings(
+            name=type(root_of(model)).__name__,
+            on_incident=on_incident,
+            pace=None if scrub is None else Pace(parse_rate(scrub)),
+            step_bytes=parse_bytes(step_budget),
+            threads=threads,
+            metrics=metrics or MemoryMetrics(),
+            declared=declared,
+        )
+        made = TorchGuard(adapter, read, settings, names=names, golden=copy)
+        made.told, made.golden = told, copy
+        made.pin_super_weights(read)
+        calibration = None if read is None else read.document.calibration
+        if period is not None and calibration is not None:
+            recorded = calibration.canary
+            made.set_canary(recorded.tokens, period, recorded.tolerances)
+        if sentinels and calibration is not None:
+            made.set_sentinels(calibration)
+        undo.pop_all()
     _guards[root_of(model)] = weakref.ref(made)
     return made
 

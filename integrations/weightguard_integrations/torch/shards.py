@@ -89,10 +89,16 @@ class Told:
         """Return of which attested bytes a model's tensors are made up.
 
         DTensors say it themselves: along their first dimension each rank verifies its own rows,
-        else the ranks of their mesh do together. Raises WeightguardError for pieces that do not lie
-        in the manifest's records.
+        else the ranks of their mesh do together. Raises WeightguardError for names and pieces that
+        are not of the manifest's records.
         """
-        found, together = _spread(tensors, manifest, self.names)
+        primary = _primary(manifest)
+        for live, record in self.names.items():
+            if record not in primary:
+                raise WeightguardError(
+                    f"`names` calls {live[:200]!r} {record[:200]!r}, which is no attested tensor"
+                )
+        found, together = _spread(tensors, manifest, self.names, primary)
         parts = [name for name, listed in self.pieces.items() if not _whole_rows(listed, manifest)]
         if self.ranks is not None and parts:
             together.append(Together(frozenset(parts), self.ranks))
@@ -103,12 +109,14 @@ class Told:
 
 
 def _spread(
-    tensors: Mapping[str, torch.Tensor], manifest: Manifest, names: Mapping[str, str]
+    tensors: Mapping[str, torch.Tensor],
+    manifest: Manifest,
+    names: Mapping[str, str],
+    primary: Mapping[str, str],
 ) -> tuple[dict[str, Sequence[Piece]], list[Together]]:
     """Return the pieces of DTensors, and which of them several ranks verify together."""
     found: dict[str, Sequence[Piece]] = {}
     spread: list[tuple[Any, list[str]]] = []
-    primary = {n: name for name, r in manifest.document.tensors.items() for n in (name, *r.aliases)}
     for name, tensor in tensors.items():
         record = primary.get(names.get(name, name), name)
         if not is_dtensor(tensor) or not _is_of(tensor, manifest, record):
@@ -123,6 +131,12 @@ def _spread(
                 spread.append((group, members := []))
             members.append(name)
     return found, [Together(frozenset(members), GroupRanks(group)) for group, members in spread]
+
+
+def _primary(manifest: Manifest) -> dict[str, str]:
+    """Return the records' names by all names that they go by."""
+    records = manifest.document.tensors.items()
+    return {n: name for name, record in records for n in (name, *record.aliases)}
 
 
 def _is_of(tensor: torch.Tensor, manifest: Manifest, name: str) -> bool:

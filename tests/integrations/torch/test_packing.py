@@ -176,6 +176,7 @@ def test_an_update_to_a_smaller_model_is_refused(
 def test_names_last_through_updates(weights: dict[str, torch.Tensor], manifest: Manifest) -> None:
     model = torch.nn.Module()
     model.register_parameter("one", torch.nn.Parameter(weights["q_proj.weight"].float()))
+    model.register_parameter("two", torch.nn.Parameter(weights["k_proj.weight"].clone()))
     with guard(model, manifest, names={"one": "q_proj.weight"}, scrub=None) as watched:
         entry = watched.baseline.tensors["one"]
         assert (entry.record, entry.attestation) == ("q_proj.weight", "transformed")
