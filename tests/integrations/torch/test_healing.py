@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from weightguard import Manifest, fingerprint
-from weightguard.guard import State
+from weightguard.guard import GoldenCheckpoint, Guard, State
 from weightguard_integrations.torch import TorchGuard, guard, packed_pieces
 from weightguard_integrations.torch.live import TorchAdapter
 
@@ -153,7 +153,7 @@ def test_what_is_not_proved_is_never_written(
             data[len(data) - 10 - tensor * (len(data) // 4)] ^= 1
         copy.write_bytes(data)
     elif golden == "other":
-        save_file({"q_proj.weight": torch.zeros(800, WIDTH)}, copy)
+        save_file({name: weight * 0 for name, weight in load_file(path).items()}, copy)
     before = live(model)
     reactions = ["metrics"] if golden == "no repair" else ["metrics", "repair"]
     made = guard(
@@ -194,3 +194,17 @@ def test_a_damaged_golden_copy_tells_nothing_of_a_cast_that_rounds(
         ((tensor),) = told.finding.evidence["tensors"]
         assert "golden copy that is sound" in tensor["why"]
         made.close()
+
+
+def test_a_cast_in_a_devices_memory(weights: dict[str, torch.Tensor], path: Path) -> None:
+    saved = {name: weight.bfloat16() for name, weight in weights.items()}
+    model = linears({name: weight.float() for name, weight in saved.items()})
+    clean = live(model)
+    damage(model.k_proj.weight)
+    with attested(saved, path) as manifest:
+        copy = GoldenCheckpoint(path)
+        made = Guard(TorchAdapter(model, distant=True), manifest, golden=copy)
+        assert [i.code for i in made.incidents] == ["WG401", "WG907", "WG907"]
+        assert live(model) == clean
+        assert made.check().findings == ()
+        copy.close()
