@@ -36,7 +36,7 @@ class Casebook:
         self._incidents: deque[Incident] = deque(maxlen=MAX_INCIDENTS)
         self._open: dict[int, Incident] = {}
         self.count = 0
-        self._state = State.SEALING
+        self._state, self._closed = State.SEALING, False
         self._show_state()
 
     def renew_lock(self) -> None:
@@ -103,6 +103,12 @@ class Casebook:
         with self._lock:
             self._after(event)
 
+    def close(self) -> None:
+        """Show no state any more: nobody watches."""
+        with self._lock:
+            self._closed = True
+            self._show_state()
+
     def begin_again(self, kept: Collection[Place] = ()) -> None:
         """Strike everything but what ``kept`` places deviate in: the baseline is another one."""
         with self._lock:
@@ -153,4 +159,5 @@ class Casebook:
 
     def _show_state(self) -> None:
         for state in State:
-            self._metrics.set(STATE, float(state is self._state), state.value)
+            shown = state is self._state and not self._closed
+            self._metrics.set(STATE, float(shown), state.value)

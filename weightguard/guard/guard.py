@@ -107,6 +107,7 @@ class Guard:
     def close(self) -> None:
         """Stop guarding; what was found can still be asked for."""
         self._presence.end()
+        self._casebook.close()
 
     def __enter__(self) -> Self:
         return self.start()

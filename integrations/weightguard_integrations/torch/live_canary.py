@@ -91,7 +91,8 @@ def canary_finding(
     except IntegrityError:
         raise
     except Exception as error:
-        LOGGER.exception("the canary could not run")
+        if checked is not None:  # else it runs once more
+            LOGGER.exception("the canary could not run")
         raised = f"the canary raised {type(error).__name__}: {error}"[:MAX_MESSAGE]
         return finding(RUNTIME_EXCEPTION, raised + since)
     if found is None:

@@ -115,6 +115,7 @@ def test_a_closed_guard_is_not_ready() -> None:
     with served(guard_app(guard)) as url:
         guard.close()
         assert get(url + "/readyz") == (503, "closed\n")
+        assert not any(v for (name, _), v in counts(url).items() if name == "weightguard_state")
         assert get(url + "/healthz")[0] == 200
         status = json.loads(get(url + "/weightguard/status")[1])
         assert (status["state"], status["ready"]) == ("closed", False)
