@@ -3,8 +3,8 @@
     python benchmarks/guard_torch.py [--quick] [--model NAME] [--dtype DTYPE] [--threads 1]
 
 The guarded and the plain model are two trees of modules over the same weights. They take turns, a
-few forward passes each, and a ratio is that of the CPU time of the serving thread over one
-pair of turns; of pairs the median is shown, with its standard error from the spread of the middle half. The
+few forward passes each, and a ratio is that of the CPU time of the serving thread over one pair of
+turns; of pairs the median is shown, with its standard error from the spread of the middle half. The
 noise floor is the same ratio for a second plain model: what differs by less is not measured. The
 background threads run while the guarded model serves, and only then; the canary's, which runs once
 a minute, is told by itself. Below each table stands what the parts take alone, at the least.
