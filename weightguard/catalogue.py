@@ -717,17 +717,17 @@ _RULES = (
         "WG920",
         "product-mismatch",
         _CRITICAL,
-        "A checked product disagreed with its check rows, seals or sums.",
-        "Weights, activations, accumulators or scales changed between packing and use.",
+        "A checked product disagreed with its check rows, seals, sums or copies.",
+        "Weights, scales, a bias, activations or accumulators changed between packing and use.",
         "Repair or reload the layer; if no stored byte changed, suspect the processor or memory.",
     ),
     Rule(
         "WG921",
         "packed-weights-changed",
         _CRITICAL,
-        "Packed weights or their scales differ from what was packed.",
-        "Every product with them is wrong, or will be for another input.",
-        "Repair from residues or a golden copy, or pack the attested weights again.",
+        "Packed weights, check rows, scales, kept weights or the bias of a layer changed.",
+        "Products with them are wrong or refused, or will be for another input.",
+        "Repair from residues, copies or a golden copy, or pack the attested weights again.",
     ),
 )
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from weightguard.scan.dequantise import dequantise
 from weightguard.tensor import DTYPES
-from weightguard_integrations.ternary.operands import Array, is_torch
+from weightguard_integrations.ternary.operands import Array, as_numpy, is_torch
 
 LEAST_MEAN = 1e-5
 """Below it the mean magnitude is not divided by, as in the models' own code."""
@@ -18,11 +18,10 @@ LEAST_MEAN = 1e-5
 def as_float32(weight: Array) -> NDArray[np.float32]:
     """Return a float matrix of NumPy or torch as float32.
 
-    Raises TypeError for other numbers, ValueError for other shapes, NaN and infinities.
+    Raises TypeError for other numbers and for what has no values in memory, ValueError for other
+    shapes, NaN and infinities.
     """
-    if is_torch(weight) and weight.is_meta:
-        raise TypeError("weights are on meta: they have no values")
-    values = weight.detach().float().cpu().numpy() if is_torch(weight) else np.asarray(weight)
+    values = as_numpy(weight, "weight")
     if values.dtype.name not in ("float32", "float16", "bfloat16"):
         raise TypeError(f"weights are {values.dtype}; they must be float32, float16 or bfloat16")
     if values.ndim != 2 or 0 in values.shape:
@@ -53,9 +52,9 @@ def absmax_rows(weight: Array) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
 
 def hugging_face(packed: Array) -> NDArray[np.int8]:
     """Return int8 weights [N, K] of transformers' packed uint8 [N/4, K]."""
-    codes = packed.detach().cpu().numpy() if is_torch(packed) else packed
-    if not isinstance(codes, np.ndarray) or codes.dtype != np.uint8:
-        raise TypeError("packed BitNet weights must be uint8")
+    codes = as_numpy(packed, "packed")
+    if codes.dtype != np.uint8:
+        raise TypeError(f"packed BitNet weights are {codes.dtype}; they must be uint8")
     if codes.ndim != 2:
         raise ValueError(f"packed BitNet weights have shape {codes.shape}, not [N/4, K]")
     weights = np.concatenate([(codes >> shift & 3) for shift in (0, 2, 4, 6)])
@@ -69,7 +68,7 @@ def hugging_face(packed: Array) -> NDArray[np.int8]:
 def hugging_face_scale(weight_scale: Any, *, divides: bool) -> NDArray[np.float32]:
     """Return the number that outputs are multiplied by."""
     if is_torch(weight_scale):
-        weight_scale = weight_scale.detach().float().cpu().numpy()
+        weight_scale = as_numpy(weight_scale, "weight_scale")
     scale = np.array(weight_scale, np.float32).reshape(-1)
     if not np.isfinite(scale).all() or (divides and not scale.all()):
         raise ValueError(

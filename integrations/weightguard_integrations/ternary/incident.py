@@ -22,7 +22,7 @@ Action: TypeAlias = Literal["raised", "marked", "recomputed", "repaired"]
 
 
 class Alarm(enum.IntFlag):
-    """What disagreed in a product, a bit each: the kernel's values, and kept weights."""
+    """What disagreed in a product, a bit each: the kernel's values, then what lies beside it."""
 
     WEIGHTS = 1
     ACTIVATIONS = 2
@@ -30,6 +30,7 @@ class Alarm(enum.IntFlag):
     SCALES = 8
     TOKEN_SCALE = 16
     KEPT = 32
+    BIAS = 64
 
     @property
     def words(self) -> list[str]:
@@ -44,6 +45,7 @@ _WORDS = {
     Alarm.SCALES: "scales against their sum",
     Alarm.TOKEN_SCALE: "token scale against its copy",
     Alarm.KEPT: "kept weights against their copy",
+    Alarm.BIAS: "bias against its copy",
 }
 
 
@@ -107,6 +109,17 @@ def kept_finding(layer: str, changes: Sequence[tuple[int, int, int]]) -> Finding
                 for number, row, column in changes[:MAX_LISTED]
             ]
         },
+    )
+
+
+def bias_finding(layer: str, rows: Sequence[int]) -> Finding:
+    """Return WG921 for a bias: the rows in which it changed."""
+    return finding(
+        STORED,
+        "the bias changed since the layer was made",
+        tensor=layer,
+        row=rows[0],
+        evidence={"changes": [{"row": row} for row in rows[:MAX_LISTED]]},
     )
 
 

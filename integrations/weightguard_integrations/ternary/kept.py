@@ -1,26 +1,17 @@
-"""Weights in full precision beside a packed matrix, compared with a copy at each use.
-
-They are few, so the comparison is of every bit. A keyed digest tells which of both changed.
-"""
+"""Weights in full precision beside a packed matrix, compared at each use."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from weightguard.errors import IntegrityError
-from weightguard.finding import Coverage
-from weightguard.guard.baseline import Key
-from weightguard.guard.incident import report
-from weightguard_integrations.ternary.incident import (
-    Action,
-    Alarm,
-    kept_finding,
-    product_finding,
-)
+from weightguard.finding import Finding
+from weightguard_integrations.ternary.beside import Compared
+from weightguard_integrations.ternary.incident import Alarm, kept_finding
 from weightguard_integrations.ternary.matrix import OnFault, PackedMatrix, Verify
 
 KEPT_PARTS = KEPT_INDEX, KEPT_VALUE = "kept_index", "kept_value"
@@ -34,11 +25,7 @@ class Weights(NamedTuple):
 
 
 class KeptWeights:
-    """``index`` (int64 [n, 2]: row, column) and ``value`` (float32 [n]) of kept weights.
-
-    Both are live memory, which a guard covers; ``use`` gives what was kept, or says that it is
-    not there any more.
-    """
+    """``index`` (int64 [n, 2]: row, column) and ``value`` (float32 [n]) of kept weights."""
 
     def __init__(self, matrix: PackedMatrix, kept: Sequence[tuple[int, int, float]]):
         """Keep (row, column, value); raises TypeError and ValueError for what cannot be kept."""
@@ -51,8 +38,9 @@ class KeptWeights:
         if not np.isfinite(value).all():
             raise ValueError("kept weights must be finite float32")
         self.index, self.value, self._matrix = index.astype(np.int64), value, matrix
-        self._key, self._copy = Key(), self._read()
-        self._digest = self._key.digest(memoryview(self._copy))
+        arrays = self.index.reshape(-1).view(np.uint8), self.value.view(np.uint8)
+        tell = partial(_finding, matrix.name)
+        self._compared = Compared(matrix, "kept weights", arrays, Alarm.KEPT, tell)
 
     def __len__(self) -> int:
         return len(self.value)
@@ -60,55 +48,23 @@ class KeptWeights:
     @property
     def triples(self) -> list[tuple[int, int, float]]:
         """(row, column, value) of each; raises IntegrityError if one is not as it was."""
-        self.use(0, "always", "raise")
-        kept = _split(self._copy)
+        kept = self.use(0, "always", "raise")
+        assert kept is not None
         places = zip(kept.places.tolist(), kept.values.tolist(), strict=True)
         return [(row, column, value) for (row, column), value in places]
 
     def use(self, tokens: int, verify: Verify, on_fault: OnFault) -> Weights | None:
-        """Return the weights for a product of ``tokens``; None if its outputs must be marked.
+        """Return the weights for a product of ``tokens`` as ``Compared.use`` does its bytes.
 
-        The same bytes are compared and returned. Damage is an incident; by ``on_fault`` it is
-        repaired from the copy, read again, marked or raised as IntegrityError. Unchecked, only
-        places outside the matrix raise ValueError.
+        Unchecked, places outside the matrix raise ValueError.
         """
-        data = self._read()
-        if data == self._copy:
-            return _split(data)
-        if verify == "off":
-            weights = _split(data)
-            if not _inside(self._matrix, weights.places):
-                raise ValueError(f"damaged: {self._matrix.name:.200} keeps weights outside itself")
-            return weights
-        return self._recover(data, tokens, on_fault)
-
-    def _recover(self, data: bytes, tokens: int, on_fault: OnFault) -> Weights | None:
-        if self._key.digest(memoryview(data)) == self._digest:
-            self._copy = data  # it is the copy that changed
-            return _split(data)
-        action: Action = "raised"
-        if on_fault == "mark":
-            action = "marked"
-        elif on_fault == "repair" and self._copy_is_sound():
-            kept = _split(self._copy)
-            self.index[:], self.value[:] = kept.places, kept.values
-            action = "repaired"
-        elif on_fault == "recompute" and self._read() == self._copy:
-            action = "recomputed"
-        matrix = self._matrix
-        stored = kept_finding(matrix.name, _changes(_split(self._copy), _split(data)))
-        alarms = bytes([Alarm.KEPT]) * tokens
-        incidents = matrix.note([product_finding(matrix.name, alarms, [stored], action), stored])
-        if action == "raised":
-            coverage = Coverage(1, 1, len(data), len(data))
-            raise IntegrityError(report(matrix.name, incidents, coverage))
-        return None if action == "marked" else _split(self._copy)
-
-    def _copy_is_sound(self) -> bool:
-        return self._key.digest(memoryview(self._copy)) == self._digest
-
-    def _read(self) -> bytes:
-        return self.index.tobytes() + self.value.tobytes()
+        data = self._compared.use(tokens, verify, on_fault)
+        if data is None:
+            return None
+        weights = _split(data)
+        if verify == "off" and not _inside(self._matrix, weights.places):
+            raise ValueError(f"damaged: {self._matrix.name:.200} keeps weights outside itself")
+        return weights
 
 
 def require_places(matrix: PackedMatrix, index: NDArray[np.integer]) -> None:
@@ -125,11 +81,14 @@ def _inside(matrix: PackedMatrix, index: NDArray[np.integer]) -> bool:
     return bool(((index >= 0) & (index < matrix.shape)).all())
 
 
-def _split(data: bytes) -> Weights:
+def _split(data: bytes | bytearray) -> Weights:
     count = len(data) // 20
-    room = bytearray(data)
-    index = np.frombuffer(room, np.int64, 2 * count).reshape(count, 2)
-    return Weights(index, np.frombuffer(room, np.float32, count, 16 * count))
+    index = np.frombuffer(data, np.int64, 2 * count).reshape(count, 2)
+    return Weights(index, np.frombuffer(data, np.float32, count, 16 * count))
+
+
+def _finding(layer: str, kept: bytes, live: bytes) -> Finding:
+    return kept_finding(layer, _changes(_split(kept), _split(live)))
 
 
 def _changes(kept: Weights, live: Weights) -> list[tuple[int, int, int]]:

@@ -18,83 +18,21 @@ from torch import nn
 
 from weightguard import WeightguardError
 from weightguard.guard import Hearing
+from weightguard_integrations.ternary.buffers import Bias, PackedWeight
 from weightguard_integrations.ternary.folder import WEIGHTS, read_others, read_packed
 from weightguard_integrations.ternary.imports import absmean, as_float32
-from weightguard_integrations.ternary.kept import KEPT_INDEX, KEPT_PARTS, KEPT_VALUE, KeptWeights
-from weightguard_integrations.ternary.live import PACKED, PARTS, SCALE
 from weightguard_integrations.ternary.matrix import OnFault, PackedMatrix, Verify, require_words
 from weightguard_integrations.ternary.packed import PackedInt8, PackedTernary
-
-
-class PackedWeight(nn.Module):
-    """The packed matrix of a layer and its weights in full precision, as buffers.
-
-    ``packed`` and ``scale`` share the kernel's memory, ``kept_index`` (int64 [n, 2]: row, column)
-    and ``kept_value`` (float32 [n]), there only if weights are kept, that of ``kept``, whatever is
-    done to the module: who guards live tensors guards what runs. None is saved with a state: a
-    packed layer is made anew from attested weights.
-    """
-
-    packed: torch.Tensor
-    scale: torch.Tensor
-    kept_index: torch.Tensor
-    kept_value: torch.Tensor
-
-    def __init__(self, matrix: PackedMatrix, kept: Sequence[tuple[int, int, float]] = ()):
-        super().__init__()
-        self.matrix = matrix
-        self.kept = KeptWeights(matrix, kept) if kept else None
-        self._share()
-
-    def _share(self) -> None:
-        arrays = {PACKED: self.matrix.groups, SCALE: self.matrix.scales}
-        if self.kept is not None:
-            arrays |= {KEPT_INDEX: self.kept.index, KEPT_VALUE: self.kept.value}
-        for name, array in arrays.items():
-            self.register_buffer(name, torch.from_numpy(array), persistent=False)
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        """Casts and moves of the model leave all where it is read at each use."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._share()
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A copied layer reads a matrix of its own."""
-        kept = () if self.kept is None else self.kept.triples
-        made = type(self)(copy.deepcopy(self.matrix, memo), kept).train(self.training)
-        memo[id(self)] = made
-        return made
-
-    def _save_to_state_dict(self, *_: Any) -> None:
-        raise TypeError(
-            f"{self.matrix.name:.200} is packed: its weights are not saved with a state. Keep "
-            "the folder of `weightguard ternarize`, or the model from which it was packed."
-        )
-
-    def witness(self, hearing: Hearing) -> Callable[[], None]:
-        """See ``weightguard.guard.Witness``: what products with this matrix found."""
-        parts = PARTS if self.kept is None else PARTS + KEPT_PARTS
-        return self.matrix.witness(partial(hearing, parts))
-
-    def add_kept(self, x: torch.Tensor, y: torch.Tensor, verify: Verify, on_fault: OnFault) -> None:
-        """Add the products of the weights in full precision to ``y``, as ``KeptWeights.use``."""
-        if self.kept is None:
-            return
-        weights = self.kept.use(x.shape[:-1].numel(), verify, on_fault)
-        if weights is None:
-            y.fill_(torch.nan)
-            return
-        index, value = map(torch.from_numpy, weights)
-        rows, columns = index.unbind(1)
-        y.index_add_(-1, rows, (x[..., columns].float() * value).to(y.dtype))
 
 
 class TernaryLinear(nn.Module):
     """A linear layer [..., K] -> [..., N] on a packed matrix; inference only, no gradients.
 
     ``kept`` are weights in full precision: (row, column, value); the packed weight there is 0.
+    ``bias`` is copied; the buffer of that name shares the memory that is read.
     """
+
+    bias: torch.Tensor | None
 
     def __init__(
         self,
@@ -110,13 +48,36 @@ class TernaryLinear(nn.Module):
         if not isinstance(packed, PackedMatrix):
             raise TypeError(f"packed is a {type(packed).__name__}, not a packed matrix")
         require_words(verify, on_fault)
-        if bias is not None and bias.shape != packed.shape[:1]:
-            raise ValueError(f"bias has shape {tuple(bias.shape)} for {packed.shape[0]} outputs")
         self.weight = PackedWeight(packed, kept)
         self.verify, self.on_fault = verify, on_fault
         self.out_features, self.in_features = packed.shape
         self.norm = norm
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self._bias = None if bias is None else Bias(packed, bias)
+        self._share()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute other than ``bias``, where it would not be what is read."""
+        if name == "bias":
+            raise AttributeError("the bias of a packed layer is fixed; make another layer with it")
+        super().__setattr__(name, value)
+
+    def _share(self) -> None:
+        values = None if self._bias is None else self._bias.tensor
+        self.register_buffer("bias", values, persistent=False)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """Casts and moves of the model leave the bias where it is read at each use."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._share()
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copied layer is of its own memory."""
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__setstate__(copy.deepcopy(self.__dict__, memo))  # type: ignore[no-untyped-call]
+        made._share()
+        return made
 
     @classmethod
     def from_linear(
@@ -157,13 +118,21 @@ class TernaryLinear(nn.Module):
         x = x.detach()
         y: torch.Tensor = self.packed.linear(x, verify=self.verify, on_fault=self.on_fault)
         self.weight.add_kept(x, y, self.verify, self.on_fault)
-        return y if self.bias is None else y + self.bias
+        if self._bias is not None:
+            self._bias.add(y, self.verify, self.on_fault)
+        return y
+
+    def witness(self, hearing: Hearing) -> Callable[[], None]:
+        """See ``weightguard.guard.Witness``: what this layer's products found."""
+        bias = () if self._bias is None else ("bias",)
+        parts = (*(f"weight.{part}" for part in self.weight.parts), *bias)
+        return self.packed.witness(partial(hearing, parts))
 
     def extra_repr(self) -> str:
         """What print(model) shows of this layer."""
         return (
             f"{self.in_features}, {self.out_features}, {self.packed.kind}, verify={self.verify}, "
-            f"kept={len(self.weight.kept or ())}"
+            f"kept={len(self.weight.kept or ())}, bias={self.bias is not None}"
         )
 
 
@@ -184,18 +153,31 @@ def load_ternary(
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    others = dict(read_others(folder))
     for packed, kept in read_packed(folder):
         name, place = packed.name, packed.name.removesuffix(".weight")
         linear = model.get_submodule(place)
         if not isinstance(linear, nn.Linear) or packed.shape != tuple(linear.weight.shape):
             raise WeightguardError(f"the model of config.json has no linear layer {name!r:.200}")
-        layer = TernaryLinear(packed, kept=kept, verify=verify, on_fault=on_fault)
-        if linear.bias is not None:
-            layer.bias = nn.Parameter(torch.empty(packed.shape[0], device="meta"), False)
+        if linear.weight is getattr(model.get_input_embeddings(), "weight", None):
+            raise WeightguardError(
+                f"{name!r:.200} is tied to the embedding table, which is looked up: pack other "
+                "layers (`weightguard ternarize --layers`)"
+            )
+        bias = None if linear.bias is None else _bias(f"{place}.bias", packed.shape[0], others)
+        layer = TernaryLinear(packed, bias=bias, kept=kept, verify=verify, on_fault=on_fault)
         model.set_submodule(place, layer)
-    _fill(model, dict(read_others(folder)))
+    _fill(model, others)
     loaded: nn.Module = model.eval()
     return loaded
+
+
+def _bias(name: str, rows: int, others: dict[str, np.ndarray[Any, Any]]) -> torch.Tensor:
+    """Take a packed layer's bias out of ``others``."""
+    values = others.pop(name, None)
+    if values is None or values.shape != (rows,):
+        raise WeightguardError(f"the folder does not hold the {rows} values of {name!r:.200}")
+    return torch.from_numpy(values)
 
 
 def _fill(model: Any, tensors: dict[str, np.ndarray[Any, Any]]) -> None:

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from weightguard.finding import Coverage, Finding, Report, ordered
 from weightguard.guard import Incident
 from weightguard_integrations.ternary import operands, recovery
+from weightguard_integrations.ternary.contents import as_scales, require_weights
 from weightguard_integrations.ternary.engine import native
 from weightguard_integrations.ternary.incident import stored_finding
 from weightguard_integrations.ternary.live import PACKED, SCALE, TernaryAdapter
 from weightguard_integrations.ternary.memory import packed_bytes
-from weightguard_integrations.ternary.operands import Array
+from weightguard_integrations.ternary.operands import Array, Memory
 from weightguard_integrations.ternary.place import Geometry
 from weightguard_integrations.ternary.record import Copies, PackedRecord
 
@@ -32,8 +33,6 @@ Watcher: TypeAlias = Callable[[Sequence[Finding]], None]
 
 ON_FAULT: tuple[OnFault, ...] = ("raise", "mark", "recompute", "repair")
 INCIDENTS_KEPT = 1000
-MOST_COLUMNS = {True: 1 << 18, False: 1 << 16}
-"""Of ternary and of int8 weights: sums of more might leave 32 bits."""
 MAX_DIGITS = 40
 """More than any check vector needs."""
 
@@ -60,8 +59,12 @@ class PackedMatrix:
         """Hold packed bytes, which are believed; see ``from_int8`` and ``from_packed``."""
         self.packed, self.geometry, self.name = packed, geometry, name
         self.groups = packed.reshape(geometry.all_groups, geometry.group_bytes)
-        self.scales = _scales(scale, geometry.rows)
+        self.scales = as_scales(scale, geometry.rows)
         self.serial = next(_serials)
+        self._own: tuple[Memory, ...] = (
+            Memory("packed bytes", packed),
+            Memory("scales", self.scales),
+        )
         self.incidents: deque[Incident] = deque(maxlen=INCIDENTS_KEPT)
         self._numbers = itertools.count(1)
         self._watchers: tuple[Watcher, ...] = ()
@@ -83,7 +86,7 @@ class PackedMatrix:
         ``golden`` keeps a second copy of the packed bytes to repair from. Raises TypeError and
         ValueError for weights or scales that are none.
         """
-        weight = _weights(weight, ternary=cls.ternary)
+        weight = require_weights(weight, ternary=cls.ternary)
         digits, nbytes = native.measure(cls.ternary, weight)
         packed = packed_bytes(nbytes)
         native.pack(cls.ternary, weight, digits, packed)
@@ -107,8 +110,13 @@ class PackedMatrix:
         geometry = Geometry(cls.ternary, rows, columns, digits)
         if min(rows, columns) < 1 or not 1 <= digits <= MAX_DIGITS:
             raise ValueError(f"no packed matrix has shape {shape} and {digits} digits")
-        if packed.nbytes != geometry.all_groups * geometry.group_bytes:
-            raise ValueError(f"{packed.nbytes} bytes are not those of a packed matrix of {shape}")
+        expected = geometry.all_groups * geometry.group_bytes
+        if packed.nbytes != expected:
+            raise ValueError(
+                f"{packed.nbytes} packed bytes are given, but {cls.kind} weights of {rows} x "
+                f"{columns} with check rows of {digits} digits take {expected}. Give all of "
+                "`packed`, with `shape` and `geometry.digits` of the matrix that it is of."
+            )
         given = np.ascontiguousarray(packed).reshape(-1)
         claimed = cls(given, scale, geometry)
         made = cls.from_int8(claimed.unpack(), scale, name=name, golden=golden)
@@ -138,10 +146,11 @@ class PackedMatrix:
         """Return x times the transposed weights, [..., N] for x of shape [..., K].
 
         x and ``out`` are float32, float16 or bfloat16, NumPy arrays or torch tensors on the CPU;
-        the result is of x's kind and number format unless ``out`` is given; x is copied where
-        ``out`` overlaps it. Each token is quantised
-        to int8 by its greatest magnitude (at least 1e-5), the products are exact integers, and
-        one multiplication by the two scales ends it. A token with NaN or an infinity gives NaN.
+        the result is of x's kind and number format unless ``out`` is given. x is copied where
+        ``out`` overlaps it; an ``out`` over what products with this matrix read is refused. Each
+        token is quantised to int8 by its greatest magnitude (at least 1e-5), the products are
+        exact integers, and one multiplication by the two scales ends it. A token with NaN or an
+        infinity gives NaN.
 
         ``verify="always"`` checks every product. On an alarm the incident is kept and told and, by
         ``on_fault``: "raise" raises; "mark" writes NaN over the tokens' outputs; "recompute"
@@ -159,6 +168,7 @@ class PackedMatrix:
             target = operands.new_output(source, shape)
         else:
             target = operands.output(out, shape)
+            operands.require_apart(target, self._own, self.name)
             source = operands.apart(source, target)
         tokens = math.prod(shape[:-1])
 
@@ -224,6 +234,10 @@ class PackedMatrix:
 
         return end
 
+    def reads(self, *memories: Memory) -> None:
+        """Refuse outputs over these, too, from now on: a layer reads them beside the matrix."""
+        self._own += memories
+
     def note(self, found: Sequence[Finding]) -> list[Incident]:
         """Keep and tell what an alarm came to: the product's finding, then what explains it."""
         first = next(self._numbers)
@@ -256,39 +270,3 @@ def _log(name: str, found: Finding) -> None:
     # names come from files: nothing of them may look like another line
     line = f"{found.rule} {name:.200}: {found.message}"
     LOGGER.critical("%s", "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
-
-
-def _weights(weight: NDArray[np.int8], *, ternary: bool) -> NDArray[np.int8]:
-    if not isinstance(weight, np.ndarray) or weight.dtype != np.int8:
-        kind = getattr(weight, "dtype", type(weight).__name__)
-        raise TypeError(f"weights are {kind}; they must be a NumPy array of int8")
-    if weight.ndim != 2 or 0 in weight.shape:
-        raise ValueError(f"weights have shape {weight.shape}; they must be a matrix, not empty")
-    most = MOST_COLUMNS[ternary]
-    if weight.shape[1] > most:
-        raise ValueError(
-            f"weights have {weight.shape[1]} columns; there is room for at most {most}"
-        )
-    weight = np.ascontiguousarray(weight)
-    at = native.first_invalid(ternary, weight)
-    if at >= 0:
-        row, column = divmod(at, weight.shape[1])
-        raise ValueError(f"weight [{row}, {column}] is {weight[row, column]}, not -1, 0 or 1")
-    return weight
-
-
-def _scales(scale: Any, rows: int) -> NDArray[np.float32]:
-    if operands.is_torch(scale):
-        scale = scale.detach().float().cpu().numpy()
-    given = np.asarray(scale)
-    if given.dtype.kind not in "fiu" and given.dtype.name != "bfloat16":
-        raise TypeError(f"scales are {given.dtype}; they must be numbers")
-    if given.ndim > 1:
-        raise ValueError(f"scales have shape {given.shape}; give one, or one a row")
-    with np.errstate(over="ignore"):
-        scales = np.array(given, np.float32).reshape(-1)
-    if len(scales) not in (1, rows):
-        raise ValueError(f"{len(scales)} scales for {rows} rows; give one, or one a row")
-    if not np.isfinite(scales).all():
-        raise ValueError("scales must be finite")
-    return scales

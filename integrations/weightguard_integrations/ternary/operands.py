@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 import math
 import sys
+from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 Array: TypeAlias = Any
 """A ``numpy.ndarray`` or ``torch.Tensor``; torch is never imported here."""
@@ -28,6 +30,13 @@ class Operand(NamedTuple):
     number: int
 
 
+class Memory(NamedTuple):
+    """Memory that outputs must leave alone: what it holds, and the array that keeps it alive."""
+
+    what: str
+    array: NDArray[Any]
+
+
 def is_torch(array: Array) -> bool:
     """Whether this is a torch tensor."""
     torch = sys.modules.get("torch")
@@ -40,7 +49,7 @@ def activations(x: Array, columns: int) -> Operand:
     Raises TypeError for what is no array of a known number format on the CPU, ValueError for
     another last dimension, and for tensors whose memory does not hold them.
     """
-    number = _number(x, "x")
+    number = number_of(x, "x")
     if not x.ndim or x.shape[-1] != columns:
         raise ValueError(f"x has shape {tuple(x.shape)}; its last dimension must be {columns}")
     if is_torch(x):
@@ -51,7 +60,7 @@ def activations(x: Array, columns: int) -> Operand:
         return Operand(x, x.data_ptr(), number)
     if not (x.flags.c_contiguous and x.flags.aligned):
         x = np.array(x, order="C")
-    return Operand(x, x.__array_interface__["data"][0], number)
+    return Operand(x, _address(x), number)
 
 
 def apart(x: Operand, out: Operand) -> Operand:
@@ -59,14 +68,22 @@ def apart(x: Operand, out: Operand) -> Operand:
 
     A product that is computed again must find the activations that it found at first.
     """
-    ahead = x.address + x.array.nbytes <= out.address
-    if ahead or out.address + out.array.nbytes <= x.address:
+    if not _overlap(out, x.address, x.array.nbytes):
         return x
     if is_torch(x.array):
         tensor = x.array.clone()
         return Operand(tensor, tensor.data_ptr(), x.number)
     array = np.array(x.array, order="C")
-    return Operand(array, array.__array_interface__["data"][0], x.number)
+    return Operand(array, _address(array), x.number)
+
+
+def require_apart(out: Operand, memories: Iterable[Memory], name: str) -> None:
+    """Raise ValueError if ``out`` lies over memory that the matrix ``name`` reads."""
+    for what, array in memories:
+        if _overlap(out, _address(array), array.nbytes):
+            raise ValueError(
+                f"out lies over the {what} of {name!r:.200}; name memory of its own for outputs"
+            )
 
 
 def new_output(x: Operand, shape: tuple[int, ...]) -> Operand:
@@ -75,7 +92,7 @@ def new_output(x: Operand, shape: tuple[int, ...]) -> Operand:
         tensor = x.array.new_empty(shape)
         return Operand(tensor, tensor.data_ptr(), x.number)
     out = np.empty(shape, x.array.dtype)
-    return Operand(out, out.__array_interface__["data"][0], x.number)
+    return Operand(out, _address(out), x.number)
 
 
 def output(out: Array, shape: tuple[int, ...]) -> Operand:
@@ -84,7 +101,7 @@ def output(out: Array, shape: tuple[int, ...]) -> Operand:
     Raises TypeError and ValueError for memory that cannot hold ``shape`` as it is: a copy would
     not reach the caller.
     """
-    number = _number(out, "out")
+    number = number_of(out, "out")
     if tuple(out.shape) != shape:
         raise ValueError(f"out has shape {tuple(out.shape)}, the product has {shape}")
     if is_torch(out):
@@ -99,7 +116,7 @@ def output(out: Array, shape: tuple[int, ...]) -> Operand:
         return Operand(out, out.data_ptr(), number)
     if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
         raise ValueError("out must be contiguous, aligned and writable")
-    return Operand(out, out.__array_interface__["data"][0], number)
+    return Operand(out, _address(out), number)
 
 
 def fill_nan(out: Operand, tokens: list[int]) -> None:
@@ -110,21 +127,45 @@ def fill_nan(out: Operand, tokens: list[int]) -> None:
         rows[token] = float("nan")
 
 
-def _number(array: Array, what: str) -> int:
+def number_of(array: Array, what: str) -> int:
+    """Return the kernel's number format of an array whose elements are in memory here.
+
+    Raises TypeError and ValueError for others, which say that they are ``what``.
+    """
+    require_values(array, what)
+    if is_torch(array) and not array.is_cpu:
+        raise TypeError(f"{what} is on {array.device}; the kernel runs on the CPU")
+    number = _number(array.dtype)
+    if number is None:
+        raise TypeError(f"{what} is {_name(array.dtype)}; it must be {', '.join(NUMBERS)}")
+    return number
+
+
+def as_numpy(array: Array, what: str) -> NDArray[Any]:
+    """Return an array's values for reading, a tensor's from whatever device; bfloat16 as float32.
+
+    Raises TypeError and ValueError for what has no values.
+    """
+    require_values(array, what)
+    if not is_torch(array):
+        return np.asarray(array)
+    tensor = array.detach().cpu().resolve_conj().resolve_neg()
+    bfloat16 = _name(tensor.dtype) == "bfloat16"
+    values: NDArray[Any] = (tensor.float() if bfloat16 else tensor).numpy()
+    return values
+
+
+def require_values(array: Array, what: str) -> None:
+    """Raise TypeError and ValueError for what is no array of which all elements are in memory."""
     if is_torch(array):
         _require_memory(array, what)
     elif not isinstance(array, np.ndarray):
         raise TypeError(f"{what} must be a NumPy array or torch tensor, not {type(array).__name__}")
     elif isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{what} is a masked array; fill what is masked")
-    number = _number_of(array.dtype)
-    if number is None:
-        raise TypeError(f"{what} is {_name(array.dtype)}; it must be {', '.join(NUMBERS)}")
-    return number
 
 
 def _require_memory(tensor: Array, what: str) -> None:
-    """Raise TypeError and ValueError for tensors whose elements are not all in memory here."""
     torch = sys.modules["torch"]
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         raise TypeError(f"{what} is a {type(tensor).__name__}, whose memory is not its own")
@@ -134,8 +175,8 @@ def _require_memory(tensor: Array, what: str) -> None:
         raise TypeError(
             f"{what} belongs to a transform (vmap, grad, functionalize); products have none"
         )
-    if not tensor.is_cpu:
-        raise TypeError(f"{what} is on {tensor.device}; the kernel runs on the CPU")
+    if tensor.is_meta:
+        raise TypeError(f"{what} is on meta: it has no values")
     if tensor.layout != torch.strided or tensor.is_nested:
         raise TypeError(f"{what} must be a dense tensor, not nested or {tensor.layout}")
     if not tensor.numel():
@@ -148,7 +189,7 @@ def _require_memory(tensor: Array, what: str) -> None:
 
 
 @functools.cache  # asked for twice a product, and slower to tell than a small product to compute
-def _number_of(dtype: Any) -> int | None:
+def _number(dtype: Any) -> int | None:
     return NUMBERS.get(_name(dtype))
 
 
@@ -156,3 +197,12 @@ def _name(dtype: Any) -> str:
     if not isinstance(dtype, np.dtype):
         return str(dtype).removeprefix("torch.")
     return dtype.name if dtype.isnative else f"byte-swapped {dtype.name}"
+
+
+def _address(array: NDArray[Any]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def _overlap(out: Operand, address: int, nbytes: int) -> bool:
+    return address < out.address + out.array.nbytes and out.address < address + nbytes

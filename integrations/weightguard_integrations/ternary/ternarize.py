@@ -24,6 +24,7 @@ from weightguard_integrations.ternary.attested import (
 )
 from weightguard_integrations.ternary.folder import MANIFEST, WEIGHTS, FolderWriter
 from weightguard_integrations.ternary.imports import absmean
+from weightguard_integrations.ternary.packable import require_packable
 from weightguard_integrations.ternary.packed import PackedTernary
 
 LAYERS = "*_proj.weight"
@@ -60,7 +61,8 @@ def ternarize(
     model's small files, and a manifest. With ``manifest``, every tensor read must have its digest.
     ``keep_super_weights`` keeps the manifest's confirmed super weights in full precision. The
     folder appears when all is written; it must not exist. Raises CheckpointError, OSError, and
-    WeightguardError for a checkpoint that is not the manifest's or has nothing to pack.
+    WeightguardError for a checkpoint that is not the manifest's or has nothing to pack, and for
+    ``layers`` that name what is no linear layer's weight.
     """
     target = Path(out)
     if os.path.lexists(target):
@@ -74,6 +76,9 @@ def ternarize(
     ):
         if manifest is not None:
             require_same_names(checkpoint.tensors, manifest)
+        for tensor in checkpoint.tensors:
+            if _is_packed(tensor, layers):
+                require_packable(tensor, checkpoint.config or {})
         made = Path(work) / target.name
         made.mkdir()
         writer = FolderWriter(Path(work) / "data")
@@ -103,8 +108,7 @@ def _convert(
     writer: FolderWriter,
 ) -> None:
     data = read_attested(tensor, manifest)
-    floats = _floats(tensor, data) if fnmatch.fnmatchcase(tensor.name, layers) else None
-    if floats is None:
+    if not _is_packed(tensor, layers):
         if tensor.dtype.block_elements != 1:
             raise WeightguardError(
                 f"{tensor.name!r:.200} is {tensor.dtype.name}, not float weights"
@@ -112,6 +116,7 @@ def _convert(
         for name in (tensor.name, *tensor.aliases):
             writer.add(name, tensor.dtype.name, tensor.shape, data)
         return
+    floats = _finite(tensor, data)
     codes, scale = absmean(floats)
     beside = [(*place, float(floats[place])) for place in kept.get(tensor.name, [])]
     for row, column, _ in beside:
@@ -119,14 +124,12 @@ def _convert(
     writer.add_layer(PackedTernary.from_int8(codes, scale, name=tensor.name), beside)
 
 
-def _floats(tensor: TensorView, data: NDArray[np.uint8]) -> NDArray[np.float32] | None:
-    """Return a float matrix as float32, None for what is none."""
-    if "embed" in tensor.name.removesuffix(".weight").rpartition(".")[2]:
-        raise WeightguardError(
-            f"{tensor.name!r:.200} is looked up, not multiplied with: name layers without it."
-        )
-    if len(tensor.shape) != 2 or 0 in tensor.shape or tensor.dtype.name not in FLOATS:
-        return None
+def _is_packed(tensor: TensorView, layers: str) -> bool:
+    matrix = len(tensor.shape) == 2 and 0 not in tensor.shape and tensor.dtype.name in FLOATS
+    return matrix and fnmatch.fnmatchcase(tensor.name, layers)
+
+
+def _finite(tensor: TensorView, data: NDArray[np.uint8]) -> NDArray[np.float32]:
     values = as_values(tensor, data)
     if not np.isfinite(values).all():
         raise WeightguardError(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import gguf
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
 from gguf.quants import quantize
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.integrations.bitnet import pack_weights
 
 from tests.reference import ternary as reference
@@ -87,3 +91,61 @@ def test_int8_rows_come_close_to_the_float_weights(rng: np.random.Generator) -> 
     assert np.abs(matrix.linear(x) - exact).max() < 0.02 * np.abs(exact).max()
     assert (matrix.linear(x)[:, 4] == 0).all()
     assert (matrix.linear(x) == reference.linear(matrix.unpack(), matrix.scales, x)).all()
+
+
+def without_values() -> list[torch.Tensor]:
+    """Tensors that only tell a shape, or whose memory is gone."""
+    plain = torch.ones(4, 8)
+    with FakeTensorMode():
+        fake = torch.ones(4, 8)
+    freed = torch.ones(4, 8)
+    freed.untyped_storage().resize_(0)
+    return [
+        torch.ones(4, 8, device="meta"), fake, torch._to_functional_tensor(plain), freed,
+        plain.to_sparse(), torch.nn.UninitializedParameter(),
+    ]  # fmt: skip
+
+
+IMPORTS: dict[str, Callable[[Any], object]] = {
+    "from_master": PackedTernary.from_master,
+    "from_float": PackedInt8.from_float,
+    "from_hugging_face": lambda w: PackedTernary.from_hugging_face(w, 1.0, scale_divides=True),
+    "weight_scale": lambda s: PackedTernary.from_hugging_face(
+        np.full((1, 8), 0x55, np.uint8), s, scale_divides=True
+    ),
+    "scale": lambda s: PackedTernary.from_int8(np.ones((4, 8), np.int8), s),
+}
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+@pytest.mark.parametrize("at", range(6))
+def test_tensors_without_values_are_refused(name: str, at: int) -> None:
+    words = "^(weight|packed|weight_scale|scale) (is|has|belongs|must)"
+    with pytest.raises((TypeError, ValueError), match=words):
+        IMPORTS[name](without_values()[at])
+
+
+@pytest.mark.parametrize(
+    "weight", [torch.ones(4, 8, dtype=torch.int8), np.ones((4, 8), np.int8)], ids=["torch", "numpy"]
+)
+def test_integers_are_no_master_weights(weight: Any) -> None:
+    with pytest.raises(TypeError, match="weights are int8; they must be float32"):
+        PackedTernary.from_master(weight)
+
+
+def test_negated_and_strided_tensors_are_read_as_what_they_are(rng: np.random.Generator) -> None:
+    weight = torch.from_numpy(rng.standard_normal((8, 12), np.float32))
+    for given, same in ((torch._neg_view(weight), -weight), (weight.T, weight.T.contiguous())):
+        matrix = PackedTernary.from_master(given)
+        assert (matrix.unpack() == PackedTernary.from_master(same).unpack()).all()
+
+
+def test_packed_bytes_of_another_size_name_both_sizes(rng: np.random.Generator) -> None:
+    made = PackedTernary.from_int8(rng.integers(-1, 2, (40, 64), np.int8), 1.0)
+    digits, nbytes = made.geometry.digits, made.packed.nbytes
+    with pytest.raises(
+        ValueError, match=rf"^{nbytes - 1} packed bytes .* take {nbytes}\. Give all"
+    ):
+        PackedTernary.from_packed(made.packed[:-1], 1.0, (40, 64), digits)
+    again = PackedTernary.from_packed(made.packed, 1.0, made.shape, digits)
+    assert (again.packed == made.packed).all()

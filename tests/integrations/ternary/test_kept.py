@@ -81,7 +81,7 @@ def test_a_damaged_copy_is_no_alarm(x: torch.Tensor) -> None:
     expected = made(x)
     kept = made.weight.kept
     assert kept is not None
-    kept._copy = bytes(len(kept._copy))
+    kept._compared._copy = bytes(len(kept._compared._copy))
     assert torch.equal(made(x), expected)
     assert not made.packed.incidents
 

@@ -166,7 +166,6 @@ def test_layers_of_wrong_parts_are_refused() -> None:
         ({"packed": np.ones((4, 8))}, TypeError, "not a packed matrix"),
         ({"verify": "maybe"}, ValueError, "verify"),
         ({"on_fault": "pray"}, ValueError, "on_fault"),
-        ({"bias": torch.ones(8)}, ValueError, "bias"),
     ]
     for options, error, words in wrong:
         with pytest.raises(error, match=words):

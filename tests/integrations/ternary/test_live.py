@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.conformance.suite import AdapterConformance, codes, one_pass, quiet
 from tests.integrations.ternary.test_faults import weight_byte
 from tests.integrations.torch.test_live_conformance import TorchSubject
-from weightguard import Manifest, fingerprint
+from weightguard import Manifest, WeightguardError, fingerprint
 from weightguard.errors import IntegrityError
 from weightguard.guard import Guard, Incident, MemoryMetrics, State
 from weightguard.guard.metrics import MISMATCHES
@@ -214,8 +215,13 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     config = LlamaConfig(
         vocab_size=90, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False,
+        attention_bias=True,
     )  # fmt: skip
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "source")
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path / "source")
     ternarize(tmp_path / "source", tmp_path / "out")
     return tmp_path / "out"
 
@@ -231,6 +237,11 @@ def test_a_ternarised_model_is_attested(folder: Path) -> None:
         assert len(packed) == 2 * 14
         assert {entries[name].attestation for name in packed} == {"attested"}
         assert all(entries[name].record == name for name in packed if name.endswith("packed"))
+        bias = entries["model.layers.1.self_attn.k_proj.bias"]
+        assert (bias.attestation, bias.how) == (
+            "transformed",
+            "cast from BF16; every byte recomputed",
+        )
         expected = model(tokens).logits
         damaged = model.model.layers[1].mlp.up_proj
         damaged.weight.packed.numpy()[1, 100:400] ^= 0x55
@@ -238,6 +249,19 @@ def test_a_ternarised_model_is_attested(folder: Path) -> None:
             model(tokens)
         assert g.incidents[-1].finding.evidence["source"] == "golden copy"
         assert torch.equal(model(tokens).logits, expected)
+
+
+def test_the_bias_of_a_packed_layer_is_the_folders(folder: Path) -> None:
+    source = LlamaForCausalLM.from_pretrained(folder.parent / "source", dtype=torch.float32)
+    name = "model.layers.1.self_attn.k_proj"
+    expected, loaded = source.get_submodule(name).bias, load_ternary(folder).get_submodule(name)
+    assert torch.equal(loaded.bias, expected)
+    x = torch.randn(2, 64)
+    assert torch.equal(loaded(x), loaded.packed.linear(x) + expected)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"mlp_bias": True}))
+    with pytest.raises(WeightguardError, match=r"does not hold the 64 values of .*down_proj\.bias"):
+        load_ternary(folder)
 
 
 def test_a_packed_layer_of_other_weights_is_a_finding(folder: Path) -> None:

@@ -10,6 +10,8 @@ import torch
 
 from tests.integrations.ternary.test_products import equal, weights
 from weightguard_integrations.ternary import OnFault, PackedTernary
+from weightguard_integrations.ternary.layers import TernaryLinear
+from weightguard_integrations.ternary.operands import Memory
 
 
 class Other(torch.Tensor):
@@ -114,6 +116,42 @@ def test_outputs_over_the_activations_are_right_after_an_alarm(
     )  # fmt: skip
     assert equal(np.asarray(y), expected)
     assert matrix.incidents
+
+
+@pytest.mark.parametrize("torched", [False, True], ids=["numpy", "torch"])
+@pytest.mark.parametrize("part", ["packed bytes", "check rows", "scales", "kept weights", "bias"])
+def test_outputs_over_what_products_read_are_refused(part: str, torched: bool) -> None:
+    """Before a byte is written: the product after it is right and raises no alarm."""
+    matrix = PackedTernary.from_int8(np.zeros((16, 64), np.int8), np.ones(16), name="up")
+    kept = [(row, 0, 1.0) for row in range(16)]
+    layer = TernaryLinear(matrix, kept=kept, bias=torch.ones(16))
+    assert layer.bias is not None
+    memory = {
+        "packed bytes": matrix.packed[:64],
+        "check rows": matrix.packed[-64:],
+        "scales": matrix.scales,
+        "kept weights": layer.weight.kept_value.numpy(),
+        "bias": layer.bias.numpy(),
+    }[part]
+    out, before = memory.view(np.float32).reshape(1, 16), memory.tobytes()
+    expected = "packed bytes" if part == "check rows" else part
+    with pytest.raises(ValueError, match=f"out lies over the {expected} of 'up'"):
+        matrix.linear(np.ones((1, 64), np.float32), torch.from_numpy(out) if torched else out)
+    assert memory.tobytes() == before
+    assert (layer(torch.ones(1, 64)) == 2).all()
+    assert not matrix.incidents
+
+
+@pytest.mark.parametrize("shift", [-4, 4])
+def test_outputs_beside_that_memory_are_taken_and_over_its_edge_are_not(shift: int) -> None:
+    room = np.zeros(12, np.float32)
+    matrix = PackedTernary.from_int8(np.zeros((4, 64), np.int8), np.ones(4))
+    matrix.reads(Memory("neighbour", room[4:8]))
+    x = np.ones((1, 64), np.float32)
+    matrix.linear(x, room[4 + shift : 8 + shift].reshape(1, 4))
+    start = 4 + shift // 4
+    with pytest.raises(ValueError, match="out lies over the neighbour"):
+        matrix.linear(x, room[start : start + 4].reshape(1, 4))
 
 
 @pytest.mark.parametrize(("out", "error", "words"), BAD_OUT, ids=named)

@@ -155,15 +155,6 @@ def test_an_existing_folder_is_left_alone(
     assert "exists already" in capsys.readouterr().err
 
 
-def test_embeddings_are_not_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tensors = {"model.embed_tokens.weight": ("F32", (40, 30), floats(40, 30))}
-    source = write_safetensors(tmp_path / "model.safetensors", tensors)
-    out = tmp_path / "out"
-    assert main(["ternarize", str(source), "-o", str(out), "--layers", "*embed*"]) == 2
-    assert "looked up" in capsys.readouterr().err
-    assert not out.exists()
-
-
 def test_a_folder_without_packed_layers_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightguardError, match="is no folder of"):
         load_ternary(tmp_path / "nodir")
