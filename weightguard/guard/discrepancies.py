@@ -23,15 +23,18 @@ MAX_LISTED = 16
 
 
 def changes(
-    adapter: Adapter, tensor: LiveTensor, name: str, vouchers: Vouchers
+    adapter: Adapter, tensor: LiveTensor, name: str, vouchers: Vouchers, cast: bool | None = None
 ) -> Iterable[Finding]:
-    """Yield WG401 for a tensor that is not the record ``name``, to the element if types agree."""
+    """Yield WG401 for a tensor that is not the record ``name``, to the element if types agree.
+
+    ``cast`` is whether a cast of the record that rounds gives the tensor, None for no telling.
+    """
     manifest = vouchers.manifest
     assert manifest is not None
     record = vouchers.records[name]
     if record.shape != tensor.shape:
         return
-    if record.dtype in narrower(tensor.dtype.name):
+    if cast is False or record.dtype in narrower(tensor.dtype.name):
         message = f"live {tensor.dtype.name} that is no cast of the attested {record.dtype}"
         yield finding("WG401", message, tensor=tensor.name, evidence={"expected": record.digest})
     if record.dtype != tensor.dtype.name:
@@ -70,10 +73,15 @@ def other_pieces(tensor: LiveTensor, results: Sequence[PieceResult]) -> Finding:
     )
 
 
-def why_not(tensor: LiveTensor, record: TensorRecord) -> str:
-    """Return in words why the record does not vouch for the tensor."""
+def why_not(tensor: LiveTensor, record: TensorRecord, cast: bool | None = None) -> str:
+    """Return in words why the record does not vouch for the tensor. ``cast``: see ``changes``."""
+    if cast is False or record.dtype in narrower(tensor.dtype.name):
+        return f"no cast of the manifest's {record.dtype}"
     if record.dtype != tensor.dtype.name:
-        return f"{record.dtype} in the manifest; only a golden copy can make a rounding cast again"
+        return (
+            f"{record.dtype} in the manifest; only a golden copy that is sound can make a rounding "
+            "cast again"
+        )
     if record.shape != tensor.shape:
         return f"shape {list(record.shape)} in the manifest"
     return "other bytes than the manifest's"

@@ -1,7 +1,11 @@
-"""The gate between checks and declared updates: many checks at once, or one update alone."""
+"""The gate between checks and declared updates: many checks at once, or one update alone.
+
+It numbers what passes, so that what a check saw can be told from what happened since it began.
+"""
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +19,29 @@ class Gate:
         self._inside = 0
         self._closed_by: int | None = None
         self._mine = threading.local()
+        self._turns = itertools.count(1)
 
-    def renew_lock(self) -> None:
-        """After a fork: only the calling thread is there, and what it is inside of."""
+    def renew_lock(self) -> bool:
+        """After a fork: only the calling thread is there, and what it is inside of.
+
+        Returns whether an update is lost: another thread's, which nobody will end here.
+        """
         self._changed = threading.Condition()
         self._inside = self._inside_here()
-        if self._closed_by != threading.get_ident():
-            self._closed_by = None
+        if self._closed_by in (None, threading.get_ident()):
+            return False
+        self._closed_by = None
+        return True
+
+    def turn(self) -> int:
+        """Return the next number: greater than those of all checks that began before."""
+        return next(self._turns)
+
+    @property
+    def since(self) -> int | None:
+        """The number that the calling thread's check began with, None outside of a check."""
+        since: int | None = getattr(self._mine, "since", None)
+        return since
 
     @contextmanager
     def check(self) -> Iterator[bool]:
@@ -30,10 +50,12 @@ class Gate:
             let_in = self._closed_by is None
             self._inside += let_in
         self._mine.inside = self._inside_here() + let_in
+        outer, self._mine.since = self.since, self.turn()
         try:
             yield let_in
         finally:
             self._mine.inside -= let_in
+            self._mine.since = outer
             with self._changed:
                 self._inside -= let_in
                 self._changed.notify_all()

@@ -6,7 +6,7 @@ incidents; a response follows each, and those that are open decide the state.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -31,11 +31,11 @@ from weightguard.guard.reactions import Reactions
 from weightguard.guard.response import Response
 from weightguard.guard.rounds import Rounds
 from weightguard.guard.scrub import Scrubber, Waiting
-from weightguard.guard.seal import refuse_stranger
 from weightguard.guard.sealing import Sealing
 from weightguard.guard.settings import Pinned, Settings, Status, Surroundings
+from weightguard.guard.shares import Declared
 from weightguard.guard.state import Event, State
-from weightguard.guard.update import declared, kept
+from weightguard.guard.update import kept, what_changed
 from weightguard.manifest import Manifest
 from weightguard.scan.digest import BLOCK_BYTES
 
@@ -63,7 +63,8 @@ class Guard:
         self._around = surroundings or Surroundings()
         self.adapter, self._key = adapter, Key()
         self.metrics = self.settings.metrics
-        self._casebook, self._gate = Casebook(self.metrics, self._around.clock), Gate()
+        self._gate = Gate()
+        self._casebook = Casebook(self.metrics, self._around.clock, self._gate)
         self._response = Response(
             Reactions(self.settings.on_incident, self.metrics),
             self._casebook,
@@ -74,9 +75,8 @@ class Guard:
         )
         self._pins, self._presence = Pins(adapter), Presence(adapter, self.step, self.hear)
         self._plan_scrubbing()
-        self._sealing = Sealing(adapter, self._key, golden, self.settings, self._casebook)
-        sealed = self._sealing.seal(manifest, names)
-        refuse_stranger(sealed.baseline, manifest)
+        self._sealing = Sealing(adapter, self._key, golden, self.settings, self._casebook, names)
+        sealed = self._sealing.seal(manifest)
         self._rounds = Rounds(
             self._scrubber(sealed.baseline),
             self._gate,
@@ -107,6 +107,7 @@ class Guard:
     def close(self) -> None:
         """Stop guarding; what was found can still be asked for."""
         self._presence.end()
+        self._casebook.close()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -123,13 +124,18 @@ class Guard:
         raise TypeError("a guard holds on to live memory and cannot be pickled: make a new one")
 
     def after_fork(self) -> None:
-        """In a forked child: make locks anew that lost threads may hold, and start the thread."""
-        self._gate.renew_lock()
+        """In a forked child: make locks anew that lost threads may hold, and start the thread.
+
+        An update of a thread that is lost has failed here: what it changed is undeclared.
+        """
+        lost = self._gate.renew_lock()
         self._response.renew_lock()
         self._rounds.renew_lock()
         self._casebook.renew_lock()
         if isinstance(self.metrics, MemoryMetrics):
             self.metrics.renew_lock()
+        if lost:
+            self._give_up_update()
         self._presence.after_fork()
 
     @property
@@ -224,26 +230,41 @@ class Guard:
     ) -> Iterator[None]:
         """Declare a change of the live weights; they are sealed again when the block ends.
 
-        Against ``manifest``; without one, what changed is trusted as it is found then. Nothing is
-        checked meanwhile. Where the block raises, the former baseline stays, and what was
-        changed by then will be found as an undeclared update.
+        Against ``manifest``; without one, what changed is trusted as it is found then. ``names``
+        stay what they were unless they are given. Nothing is checked meanwhile. Where the block
+        raises, the former baseline stays, and what was changed by then will be found as an
+        undeclared update.
         """
+        with self._updating(manifest, names):
+            yield
+
+    @contextmanager
+    def _updating(
+        self,
+        manifest: Manifest | None,
+        names: Mapping[str, str] | None,
+        declare: Callable[[], Declared] | None = None,
+    ) -> Iterator[None]:
+        """Update; ``declare`` says, when the block ends, what live tensors are made up of."""
         self._require_open()
         with self._gate.closed():
             self._casebook.move(Event.UPDATING)
             try:
                 yield
-                incidents = self._seal_again(manifest, names)
+                incidents = self._seal_again(manifest, names, declare and declare())
             except BaseException:
-                self._casebook.move(Event.OPENED if self._casebook.open else Event.SEALED)
+                self._give_up_update()
                 raise
         self._response.react(incidents)
 
     def _seal_again(
-        self, manifest: Manifest | None, names: Mapping[str, str] | None
+        self,
+        manifest: Manifest | None,
+        names: Mapping[str, str] | None,
+        declared: Declared | None,
     ) -> list[Incident]:
         former = self.baseline
-        sealed = self._sealing.seal(manifest, names)
+        sealed = self._sealing.seal(manifest, names, declared)
         if manifest is None:
             sealed = kept(former, sealed.baseline)
         baseline = sealed.baseline
@@ -251,8 +272,11 @@ class Guard:
         self._sealing.begin(baseline, former if manifest is None else None)
         self._pins.hold_again(baseline)
         self._presence.begin_again()
-        told = self._casebook.note(declared(former, baseline))
+        told = self._casebook.note(what_changed(former, baseline))
         return [told, *self._sealing.incidents(sealed)]
+
+    def _give_up_update(self) -> None:
+        self._casebook.move(Event.OPENED if self._casebook.open else Event.SEALED)
 
     def _scrubber(self, baseline: Baseline) -> Scrubber:
         around, known = self._around, self._casebook.knows
@@ -281,6 +305,16 @@ class Guard:
         """What is compared before every forward pass."""
         return self._pins.pinned
 
+    @property
+    def standing(self) -> str:
+        """The state in a word, ``closed`` once the guard is: nobody knows about the weights."""
+        return "closed" if self.closed else self.state.value
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model may take requests: watched, and neither sealing nor quarantined."""
+        return self.state.ready and not self.closed
+
     def coverage(self) -> LiveCoverage:
         """Return how much of the live weights is watched, and what is not."""
         return live_coverage(self.baseline.attestations, gaps_of(self.adapter))
@@ -289,8 +323,8 @@ class Guard:
         """Return where the guard stands, for people and monitors."""
         scrubber, casebook = self._rounds.scrubber, self._casebook
         return Status(
-            "closed" if self.closed else casebook.state.value,
-            casebook.state.ready and not self.closed,
+            self.standing,
+            self.ready,
             casebook.count,
             len(casebook.open),
             self._rounds.passes,

@@ -156,7 +156,8 @@ class _PieceCheck:
         if view.dtype != tensor.dtype or not inside or piece.start % row or piece.stop % row:
             raise WeightguardError(
                 f"{tensor.name[:200]!r} cannot hold bytes {piece.start}:{piece.stop} of "
-                f"{piece.record[:200]!r}: pieces are whole rows ({row} bytes) of the same dtype"
+                f"{piece.record[:200]!r}, {view.nbytes} bytes of {view.dtype.name}: pieces are "
+                f"whole rows ({row} bytes) of the same dtype"
             )
         number = manifest.numbers[piece.record]
         self._first = piece.start // row

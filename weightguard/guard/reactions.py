@@ -138,8 +138,8 @@ class Reactions:
             try:
                 step.act(guard, incident)
             except Exception as error:
-                LOGGER.exception("the reaction %s failed", step.name)
-                if incident.code != REACTION_FAILED:
+                if incident.code != REACTION_FAILED:  # else it was said, and fails again
+                    LOGGER.exception("the reaction %s failed", step.name)
                     guard.reaction_failed(step.name, incident, error)
 
     def _log(self, guard: Subject, incident: Incident) -> None:

@@ -97,24 +97,32 @@ def _seal_tensor(
     digests = {r.kind: digest for r in readings if (digest := r.digest()) is not None}
     name = vouchers.named(tensor)
     record = None if name is None else vouchers.records[name]
-    if record is not None and name is not None and rounded(tensor, record):
-        original = None if vouchers.originals is None else vouchers.originals.origin(name)
-        if original is not None and cast_again(adapter, tensor, record, original):
-            how = f"cast from {record.dtype}; made again from the original"
-            return builder.finish("transformed", how, name), []
+    cast = None if name is None else _is_cast(adapter, tensor, name, vouchers)
+    if cast and record is not None:
+        how = f"cast from {record.dtype}; made again from the original"
+        return builder.finish("transformed", how, name), []
     if record is None or digests.get((record.dtype, record.shape)) != record.digest:
         by_content = vouchers.with_content(digests.values())
         account = _account(adapter, tensor, vouchers)
         if by_content is None and account is not None:
             return builder.finish("transformed", account, name), []
-        deviations = [] if name is None else list(changes(adapter, tensor, name, vouchers))
+        deviations = [] if name is None else list(changes(adapter, tensor, name, vouchers, cast))
         if by_content is None or deviations:
-            how = "as it was found" if record is None else why_not(tensor, record)
+            how = "as it was found" if record is None else why_not(tensor, record, cast)
             return builder.finish("trusted-on-first-use", how, name), deviations
         name, record = by_content, vouchers.records[by_content]
     attested = (record.dtype, record.shape) == (tensor.dtype.name, tensor.shape)
     how = "equal bytes" if attested else _transformation(tensor, record)
     return builder.finish("attested" if attested else "transformed", how, name), []
+
+
+def _is_cast(adapter: Adapter, tensor: LiveTensor, name: str, vouchers: Vouchers) -> bool | None:
+    """Return whether a tensor is the cast of its original that rounds; None for no telling."""
+    record = vouchers.records[name]
+    if vouchers.originals is None or not rounded(tensor, record):
+        return None
+    original = vouchers.originals.origin(name)
+    return None if original is None else cast_again(adapter, tensor, record, original)
 
 
 def _taken_in(
@@ -158,7 +166,7 @@ def _seal_pieces(
     damaged = [result for result in results if not result.sound]
     if damaged:
         how = "not its declared pieces"
-        entry = builder.finish("trusted-on-first-use", how, None)
+        entry = builder.finish("trusted-on-first-use", how, None, pieces)
         return entry, [other_pieces(tensor, damaged)]
     whole = all(result.whole for result in results)
     proof = "digest of each" if whole else "residues of each row, digests of whole blocks"

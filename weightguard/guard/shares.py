@@ -205,7 +205,9 @@ def recorded(manifest: Manifest, name: str) -> TensorView:
     """Return an attested tensor's type; raises WeightguardError where there is none."""
     record = manifest.document.tensors.get(name)
     if record is None:
-        raise WeightguardError(f"no attested tensor is called {name[:200]!r}")
+        raise WeightguardError(
+            f"no attested tensor is called {name[:200]!r}: give `pieces` of the manifest's records"
+        )
     return recorded_view(name, record)
 
 

@@ -20,7 +20,7 @@ def kept(former: Baseline, new: Baseline) -> Sealed:
     return Sealed(Baseline.of(entries), tuple(unattested(changed, None)))
 
 
-def declared(former: Baseline, new: Baseline) -> Finding:
+def what_changed(former: Baseline, new: Baseline) -> Finding:
     """Return WG903, which says what changed, and of that what the runtime did not count."""
     changed = former.changed(new)
     unaccounted = [name for name in changed if former.same_token(new, name)]

@@ -11,6 +11,7 @@ import onnxruntime as ort
 from weightguard.catalogue import Severity
 from weightguard.finding import finding
 from weightguard.guard import Guard, forks
+from weightguard.guard.aftermath import Aftermath, check_after
 from weightguard.guard.incident import CANARY, CORRUPTION, RUNTIME_EXCEPTION
 from weightguard.guard.ledger import Place
 from weightguard_integrations.onnxruntime.canary import Feed, Outputs, recorded
@@ -26,7 +27,6 @@ CHECK_AFTER_EXCEPTION = 60.0
 """Seconds between full checks because runs failed: a client's bad input must not cost more."""
 
 _KERNEL_FAILED = "Non-zero status code returned while running"
-_SOUND = "; the weights and the canary are sound, so the input may be to blame"
 
 
 class CanaryWatch:
@@ -125,12 +125,12 @@ class CanaryWatch:
         """Take a kernel that failed as a sign of damage, unless everything else is sound."""
         if _KERNEL_FAILED not in error:
             return  # the runtime refused the input before it ran anything
-        sound = True
+        found: Aftermath | None = None
         if time.monotonic() - self._last_alarm >= CHECK_AFTER_EXCEPTION:
             self._last_alarm = time.monotonic()
-            sound = bytes_are_sound(guard)
-        sound = self.run(guard) and sound
-        message = f"{error:.300}" + (_SOUND if sound else "")
+            found = check_after(guard)
+        sound = self.run(guard) and (found is None or found.sound)
+        message = f"{error:.300}; {_judged(found, sound)}"
         severity = Severity.INFO if sound else Severity.ERROR
         place = Place("session", aspect="run")
         guard.report_incident(place, finding(RUNTIME_EXCEPTION, message, severity=severity))
@@ -145,6 +145,11 @@ def _known_damaged(guard: Guard) -> bool:
     return any(found.rule == CORRUPTION for found in guard.report().findings)
 
 
-def bytes_are_sound(guard: Guard) -> bool:
-    """Check every byte now; return whether nothing is open but what a canary or a run said."""
-    return not any(f.rule not in (CANARY, RUNTIME_EXCEPTION) for f in guard.check().findings)
+def _judged(found: Aftermath | None, sound: bool) -> str:
+    """Return in words what a failed run's follow-up says of weights and canary."""
+    if not sound:
+        return "the canary fails too" if found is None or found.sound else str(found)
+    if found is None:
+        return "the canary is sound, and the weights were when they were last checked after a run"
+    blame = "" if found.repaired else ", so the input may be to blame"
+    return f"{found}; the canary is sound{blame}"

@@ -1,7 +1,8 @@
 """A guard over HTTP: liveness, readiness, status and metrics, alone or beside another ASGI app.
 
 /healthz             200 as long as the process answers: damaged weights need no restart
-/readyz              200 while the model may answer, degraded included; 503 in quarantine
+/readyz              200 while the model may answer, degraded included; 503 in quarantine, while
+                     it is sealed, and once the guard is closed
 /weightguard/status  where the guard stands, as JSON
 /metrics             the text that Prometheus scrapes
 """
@@ -45,8 +46,8 @@ class _Answers:
         return PlainTextResponse("ok\n")
 
     async def _ready(self, _request: Request) -> Response:
-        state = self._guard.state
-        return PlainTextResponse(f"{state.value}\n", 200 if state.ready else 503)
+        guard = self._guard
+        return PlainTextResponse(f"{guard.standing}\n", 200 if guard.ready else 503)
 
     # not async, so that it runs in a thread: coverage walks over all live tensors
     def _status(self, _request: Request) -> Response:

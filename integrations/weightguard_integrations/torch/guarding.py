@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from weightguard import IntegrityError, Manifest, WeightguardError
@@ -24,14 +24,16 @@ from weightguard.guard import (
     Settings,
     super_weight_pins,
 )
+from weightguard.guard.aftermath import check_after
 from weightguard.guard.background import Background
-from weightguard.guard.incident import CANARY, RUNTIME_EXCEPTION, SENTINEL, UNCOVERED
+from weightguard.guard.incident import SENTINEL, UNCOVERED
 from weightguard.guard.ledger import Place
 from weightguard.guard.quantities import parse_bytes, parse_rate, parse_seconds
 from weightguard.guard.reactions import Reaction
 from weightguard.guard.shares import Declared, Ranks
+from weightguard_integrations.torch.asked import golden_copy, require_live, require_sense
 from weightguard_integrations.torch.live import TorchAdapter, root_of
-from weightguard_integrations.torch.live_canary import LiveCanary
+from weightguard_integrations.torch.live_canary import LiveCanary, canary_finding
 from weightguard_integrations.torch.sentinels import (
     Alarm,
     Sentinels,
@@ -39,14 +41,13 @@ from weightguard_integrations.torch.sentinels import (
     find_width,
     fits,
 )
-from weightguard_integrations.torch.shards import declaration
+from weightguard_integrations.torch.shards import Told
 
 if TYPE_CHECKING:
     from torch import nn
 
 PathOrManifest: TypeAlias = str | os.PathLike[str] | Manifest
 
-LOGGER = logging.getLogger("weightguard.guard")
 ALARM_PERIOD = 60.0
 """Seconds in which sentinels have all weights checked once: no prompt shall stall a server."""
 SENTINEL_PERIOD = 1.0
@@ -88,45 +89,45 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
     is made up (``packed_pieces``), and ``ranks`` (``GroupRanks(group)``) who verifies together
     those that are not whole rows. DTensors need neither, as they say how they are split. Then,
     as with ``ranks``, sealing is a collective call of all their ranks, here and in an update that
-    names a manifest. Raises WeightguardError for the manifest of another model, for
-    pieces that cannot be, and for a model that an open guard watches already; ManifestError and
-    CheckpointError for paths that
-    cannot be read.
+    names a manifest. Raises WeightguardError for the manifest or golden copy of another model, for
+    settings, names and pieces that cannot be, and for a model that an open guard watches already;
+    ManifestError and CheckpointError for paths that cannot be read.
     """
+    require_sense(model, on_incident, threads)
+    period = None if canary is None else parse_seconds(canary)
     watched = _guards.get(root_of(model), lambda: None)()
     if watched is not None and not watched.closed:
         raise WeightguardError("this model has a guard already: close that one first")
-    copy = None if golden is None else GoldenCheckpoint(golden)
-    try:
-        with opened(manifest) as read:
-            adapter = TorchAdapter(model)
-            declared = Declared()
-            if read is not None:
-                live = dict(adapter.named())
-                declared = declaration(live, read, names or {}, pieces or {}, ranks)
-            settings = Settings(
-                name=type(root_of(model)).__name__,
-                on_incident=on_incident,
-                pace=None if scrub is None else Pace(parse_rate(scrub)),
-                step_bytes=parse_bytes(step_budget),
-                threads=threads,
-                metrics=metrics or MemoryMetrics(),
-                declared=declared,
-            )
-            made = TorchGuard(adapter, read, settings, names=names, golden=copy)
-            made.pin_super_weights(read)
-            calibration = None if read is None else read.document.calibration
-            if canary is not None and calibration is not None:
-                made.set_canary(
-                    calibration.canary.tokens, parse_seconds(canary), calibration.canary.tolerances
-                )
-            if sentinels and calibration is not None:
-                made.set_sentinels(calibration)
-    except BaseException:
+    with ExitStack() as undo, opened(manifest) as read:
+        copy = None if golden is None else golden_copy(golden, read)
         if copy is not None:
-            copy.close()
-        raise
-    made.golden = copy
+            undo.callback(copy.close)
+        adapter = TorchAdapter(model)
+        live = dict(adapter.named())
+        told, declared = Told(names or {}, pieces or {}, ranks), Declared()
+        require_live("names", told.names, live)
+        require_live("pieces", told.pieces, live)
+        if read is not None:
+            declared = told.declaration(live, read)
+        settings = Settings(
+            name=type(root_of(model)).__name__,
+            on_incident=on_incident,
+            pace=None if scrub is None else Pace(parse_rate(scrub)),
+            step_bytes=parse_bytes(step_budget),
+            threads=threads,
+            metrics=metrics or MemoryMetrics(),
+            declared=declared,
+        )
+        made = TorchGuard(adapter, read, settings, names=names, golden=copy)
+        made.told, made.golden = told, copy
+        made.pin_super_weights(read)
+        calibration = None if read is None else read.document.calibration
+        if period is not None and calibration is not None:
+            recorded = calibration.canary
+            made.set_canary(recorded.tokens, period, recorded.tolerances)
+        if sentinels and calibration is not None:
+            made.set_sentinels(calibration)
+        undo.pop_all()
     _guards[root_of(model)] = weakref.ref(made)
     return made
 
@@ -135,6 +136,7 @@ class TorchGuard(Guard):
     """The guard of a PyTorch model; see ``weightguard.guard.Guard``."""
 
     golden: GoldenCheckpoint | None = None
+    told = Told({}, {}, None)
     _canary: LiveCanary | None = None
     _sentinels: Sentinels | None = None
     _unseen: int = 0
@@ -154,32 +156,27 @@ class TorchGuard(Guard):
     def run_canary(self) -> bool:
         """Run the canary now; return whether its logits are those of the sealed model.
 
-        Where they are not, all weights are checked, and repaired by policy, before it runs once
-        more: what it still finds then no digest explains, and is WG906. Without a canary, True.
+        Where they are not, or the model raises, all weights are checked, and repaired by policy,
+        before it runs once more: what is still wrong then no digest explains, and is WG906 or
+        WG909. Without a canary, True.
         """
         if self._canary is None or self.closed:
             return True
         try:
-            difference = self._difference(self._canary)
-            if difference is not None:
-                self.check()
-                difference = self._difference(self._canary)
+            wrong = canary_finding(self._difference)
+            if wrong is not None:
+                wrong = canary_finding(self._difference, check_after(self))
         except IntegrityError:
             return False  # the forward pass raised what is known already
-        except Exception as error:
-            if self.closed:
-                return False  # it was closed meanwhile, and checks no more
-            LOGGER.exception("the canary could not run")
-            message = f"the canary raised {type(error).__name__}: {error}"[:500]
-            self.report_incident(_CANARY, finding(RUNTIME_EXCEPTION, message))
-            return False
-        if difference is None:
+        except WeightguardError:
+            if not self.closed:
+                raise
+            return False  # it was closed meanwhile, and checks no more
+        if wrong is None:
             self.report_sound(_CANARY)
-            return True
-        message = f"a logit differs by {difference:.3g} from the sealed model's"
-        evidence = {"difference": repr(difference)}
-        self.report_incident(_CANARY, finding(CANARY, message, evidence=evidence))
-        return False
+        elif not self.closed:
+            self.report_incident(_CANARY, wrong)
+        return wrong is None
 
     def set_sentinels(self, calibration: Calibration | None) -> None:
         """Hold activations to the limits of ``calibration``, None for none."""
@@ -263,35 +260,59 @@ class TorchGuard(Guard):
         if manifest is not None:
             self.pin(super_weight_pins(self.baseline, manifest))
 
-    def _difference(self, canary: LiveCanary) -> float | None:
+    def _difference(self) -> float | None:
         """Run the canary, never while an update goes on."""
         sentinels = self._sentinels
         known = sentinels is None or sentinels.seen
         with self._gate.check() as let_in:
-            difference = canary.difference() if let_in else None
+            canary = self._canary if let_in else None
+            difference = None if canary is None else canary.difference()
         if sentinels is not None and not known:
             sentinels.begin_again()  # a canary's pass does not say that they see those of requests
         return difference
 
     def _seal_again(
-        self, manifest: Manifest | None, names: Mapping[str, str] | None
+        self,
+        manifest: Manifest | None,
+        names: Mapping[str, str] | None,
+        declared: Declared | None,
     ) -> list[Incident]:
-        incidents = super()._seal_again(manifest, names)
+        incidents = super()._seal_again(manifest, names, declared)
         if self._canary is not None:
             self._canary.record()
         return incidents
 
     @contextmanager
     def update(
-        self, manifest: PathOrManifest | None = None, names: Mapping[str, str] | None = None
+        self,
+        manifest: PathOrManifest | None = None,
+        names: Mapping[str, str] | None = None,
+        pieces: Mapping[str, Sequence[Piece]] | None = None,
+        ranks: Ranks | None = None,
     ) -> Iterator[None]:
-        """Declare a change of the live weights. See Guard; a path of a manifest will do."""
+        """Declare a change of the live weights. See Guard; a path of a manifest will do.
+
+        ``names``, ``pieces`` and ``ranks`` are as for ``guard``, and stay what they were unless
+        they are given. Pieces that are none of the manifest's records are refused with
+        WeightguardError before anything changes.
+        """
+        told = self.told.but(names, pieces, ranks)
         with opened(manifest) as read:
-            with super().update(read, names):
+            if read is None:
+                declare = None
+            else:
+                declare = partial(self._declared, told, read)
+                declare()
+            with self._updating(read, told.names, declare):
                 yield
+            self.told = told
             self.pin_super_weights(read)
             if self._sentinels is not None:
                 self.set_sentinels(None if read is None else read.document.calibration)
+
+    def _declared(self, told: Told, manifest: Manifest) -> Declared:
+        assert isinstance(self.adapter, TorchAdapter)
+        return told.declaration(dict(self.adapter.named()), manifest)
 
     def close(self) -> None:
         """Stop guarding; what was found can still be asked for."""

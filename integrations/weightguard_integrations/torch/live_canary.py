@@ -8,13 +8,23 @@ become another one, and with it the order of summation: then the tolerance of a 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from weightguard import IntegrityError
+from weightguard.finding import Finding, finding
+from weightguard.guard.aftermath import Aftermath
+from weightguard.guard.incident import CANARY, RUNTIME_EXCEPTION
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+LOGGER = logging.getLogger("weightguard.guard")
+MAX_MESSAGE = 500
+"""Characters of what a model said as it failed."""
 
 
 class LiveCanary:
@@ -65,3 +75,27 @@ class LiveCanary:
             return -math.inf  # bits that differ count, those of zeros and of NaN as well
         dtype = str(next(self._root.parameters()).dtype).removeprefix("torch.")
         return self._tolerances.get(dtype, math.inf)
+
+
+def canary_finding(
+    difference: Callable[[], float | None], checked: Aftermath | None = None
+) -> Finding | None:
+    """Run a canary; return WG906 or WG909 where it finds something, None where it does not.
+
+    ``checked`` is what a check of all weights came to because of an earlier run. Raises what the
+    guard raises in a forward pass.
+    """
+    since = "" if checked is None else f"; {checked}"
+    try:
+        found = difference()
+    except IntegrityError:
+        raise
+    except Exception as error:
+        if checked is not None:  # else it runs once more
+            LOGGER.exception("the canary could not run")
+        raised = f"the canary raised {type(error).__name__}: {error}"[:MAX_MESSAGE]
+        return finding(RUNTIME_EXCEPTION, raised + since)
+    if found is None:
+        return None
+    message = f"a logit differs by {found:.3g} from the sealed model's{since}"
+    return finding(CANARY, message, evidence={"difference": repr(found)})

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from weightguard.errors import WeightguardError
 from weightguard.guard.pieces import Piece
 from weightguard.guard.shares import Declared, Ranks, Together, recorded
 from weightguard.manifest import Manifest
@@ -21,6 +23,8 @@ from weightguard_integrations.torch.parallel import GroupRanks
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+REMEDY = "give `pieces` that are of its records"
 
 
 def is_dtensor(tensor: torch.Tensor) -> bool:
@@ -56,22 +60,63 @@ def kept_shards(root: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter for name, parameter in named if is_dtensor(parameter)}
 
 
-def declaration(
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an operator says of a model's tensors.
+
+    ``names`` maps live tensors to the manifest's. ``pieces`` says of which attested bytes they are
+    made up; those that are not whole rows are verified by all of ``ranks``.
+    """
+
+    names: Mapping[str, str]
+    pieces: Mapping[str, Sequence[Piece]]
+    ranks: Ranks | None
+
+    def but(
+        self,
+        names: Mapping[str, str] | None,
+        pieces: Mapping[str, Sequence[Piece]] | None,
+        ranks: Ranks | None,
+    ) -> Told:
+        """Return this with what is given in place of what it said."""
+        return Told(
+            self.names if names is None else names,
+            self.pieces if pieces is None else pieces,
+            self.ranks if ranks is None else ranks,
+        )
+
+    def declaration(self, tensors: Mapping[str, torch.Tensor], manifest: Manifest) -> Declared:
+        """Return of which attested bytes a model's tensors are made up.
+
+        DTensors say it themselves: along their first dimension each rank verifies its own rows,
+        else the ranks of their mesh do together. Raises WeightguardError for names and pieces that
+        are not of the manifest's records.
+        """
+        primary = _primary(manifest)
+        for live, record in self.names.items():
+            if record not in primary:
+                raise WeightguardError(
+                    f"`names` calls {live[:200]!r} {record[:200]!r}, which is no attested tensor"
+                )
+        found, together = _spread(tensors, manifest, self.names, primary)
+        parts = [name for name, listed in self.pieces.items() if not _whole_rows(listed, manifest)]
+        if self.ranks is not None and parts:
+            together.append(Together(frozenset(parts), self.ranks))
+        if not together:  # else sealing tells the other ranks, which wait for this one
+            for name, listed in self.pieces.items():
+                _refuse_misfits(name, listed, manifest)
+        return Declared({**found, **self.pieces}, together)
+
+
+def _spread(
     tensors: Mapping[str, torch.Tensor],
     manifest: Manifest,
     names: Mapping[str, str],
-    pieces: Mapping[str, Sequence[Piece]],
-    ranks: Ranks | None,
-) -> Declared:
-    """Return of which attested bytes a model's tensors are made up.
-
-    DTensors say it themselves: along their first dimension each rank verifies its own rows, else
-    the ranks of their mesh do together. ``pieces`` says it of others; those that are not whole rows
-    are verified by all of ``ranks``. ``names`` maps live tensors to the manifest's.
-    """
+    primary: Mapping[str, str],
+) -> tuple[dict[str, Sequence[Piece]], list[Together]]:
+    """Return the pieces of DTensors, and which of them several ranks verify together."""
     found: dict[str, Sequence[Piece]] = {}
     spread: list[tuple[Any, list[str]]] = []
-    primary = {n: name for name, r in manifest.document.tensors.items() for n in (name, *r.aliases)}
     for name, tensor in tensors.items():
         record = primary.get(names.get(name, name), name)
         if not is_dtensor(tensor) or not _is_of(tensor, manifest, record):
@@ -85,11 +130,13 @@ def declaration(
             if members is None:
                 spread.append((group, members := []))
             members.append(name)
-    together = [Together(frozenset(members), GroupRanks(group)) for group, members in spread]
-    parts = [name for name, listed in pieces.items() if not _whole_rows(listed, manifest)]
-    if ranks is not None and parts:
-        together.append(Together(frozenset(parts), ranks))
-    return Declared({**found, **pieces}, together)
+    return found, [Together(frozenset(members), GroupRanks(group)) for group, members in spread]
+
+
+def _primary(manifest: Manifest) -> dict[str, str]:
+    """Return the records' names by all names that they go by."""
+    records = manifest.document.tensors.items()
+    return {n: name for name, record in records for n in (name, *record.aliases)}
 
 
 def _is_of(tensor: torch.Tensor, manifest: Manifest, name: str) -> bool:
@@ -181,3 +228,13 @@ def _whole_rows(pieces: Sequence[Piece], manifest: Manifest) -> bool:
         piece.runs == 1 and not piece.start % row and not piece.stop % row
         for piece, row in zip(pieces, rows, strict=True)
     )
+
+
+def _refuse_misfits(live: str, pieces: Sequence[Piece], manifest: Manifest) -> None:
+    for piece in pieces:
+        view = recorded(manifest, piece.record)
+        if not piece.inside(view.nbytes, view.dtype.block_bytes):
+            raise WeightguardError(
+                f"{live[:200]!r} is declared to hold bytes {piece.start}:{piece.stop} of "
+                f"{piece.record[:200]!r}, which has {view.nbytes} in this manifest: {REMEDY}"
+            )

@@ -13,7 +13,7 @@ import pytest
 from tests.checkpoints import write_safetensors
 from tests.conformance.arrays import ArrayAdapter, ArrayRuntime
 from weightguard import Manifest, WeightguardError, fingerprint
-from weightguard.guard import Guard, Piece, Settings
+from weightguard.guard import GoldenCheckpoint, Guard, Piece, Settings, State
 from weightguard.guard import shares as shares_module
 from weightguard.guard.shares import Declared, Together
 
@@ -109,6 +109,31 @@ def test_a_rank_that_heals_a_tensor_of_its_own_does_not_ask_the_others_again(
         entries = guard.baseline.tensors
         assert entries["w"].attestation == "trusted-on-first-use"
         assert entries["whole"].attestation == "attested"
+
+
+def test_a_golden_copy_heals_slices_and_no_rank_is_asked_again(
+    weights: dict[str, np.ndarray], manifest: Manifest, tmp_path: Path
+) -> None:
+    def act(rank: int, ranks: ThreadRanks) -> Guard:
+        adapter, copy = held(weights, rank), GoldenCheckpoint(tmp_path / "m.safetensors")
+        if rank == 1:
+            adapter.runtime.arrays["w"].view(np.uint32)[7, 11:15] ^= 64
+        settings = Settings(on_incident=["repair"], declared=declared(ranks))
+        guard = Guard(adapter, manifest, settings, golden=copy)
+        assert ranks.calls == 2
+        assert np.array_equal(adapter.runtime.arrays["w"], held(weights, rank).runtime.arrays["w"])
+        assert guard.check().findings == ()
+        adapter.runtime.arrays["w"].view(np.uint32)[20, 3:5] ^= 1
+        assert guard.check().findings == ()
+        copy.close()
+        return guard
+
+    for rank, guard in enumerate(together(act)):
+        assert isinstance(guard, Guard)
+        healed = ["WG401", "WG907"] if rank == 1 else ["WG401"]
+        assert [i.code for i in guard.incidents] == [*healed, "WG901", "WG907"]
+        assert guard.baseline.tensors["w"].attestation == "transformed"
+        assert guard.state is State.HEALTHY
 
 
 def test_more_rows_than_are_followed_are_still_said(

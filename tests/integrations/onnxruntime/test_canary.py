@@ -328,7 +328,11 @@ def test_a_clients_bad_input_is_no_damage(load: Callable[..., GuardedSession]) -
     with pytest.raises(Exception, match="Invalid rank"):
         session.run(None, {"ids": np.zeros((2, 2), np.int64)})
     assert set(codes(session)) == {"WG909"}
-    assert {i.finding.severity for i in session.incidents if i.code == "WG909"} == {"info"}
+    told = [i.finding for i in session.incidents if i.code == "WG909"]
+    assert {found.severity for found in told} == {"info"}
+    assert "all weights were checked since, and are sound" in told[0].message
+    assert "the input may be to blame" in told[0].message
+    assert "when they were last checked" in told[1].message, "once a minute, no more is claimed"
     assert session.status().state == "healthy"
 
 
@@ -344,6 +348,10 @@ def test_a_kernel_that_fails_over_damage_is_found_out(
         session.run(None, feed)
     assert "WG901" in codes(session)
     assert "WG907" in codes(session)
+    (told,) = (i.finding for i in session.incidents if i.code == "WG909")
+    assert "1 damaged block repaired since" in told.message
+    assert "are sound" not in told.message
+    assert "the input may be to blame" not in told.message
     assert np.array_equal(session.run(None, feed)[0], clean)
 
 

@@ -110,6 +110,17 @@ def test_degraded_is_ready_and_a_repair_is_counted() -> None:
         )
 
 
+def test_a_closed_guard_is_not_ready() -> None:
+    guard = Guard(ArrayAdapter(model()))
+    with served(guard_app(guard)) as url:
+        guard.close()
+        assert get(url + "/readyz") == (503, "closed\n")
+        assert not any(v for (name, _), v in counts(url).items() if name == "weightguard_state")
+        assert get(url + "/healthz")[0] == 200
+        status = json.loads(get(url + "/weightguard/status")[1])
+        assert (status["state"], status["ready"]) == ("closed", False)
+
+
 def test_every_name_is_shown_and_nothing_else() -> None:
     runtime = model()
     guard = Guard(ArrayAdapter(runtime), settings=Settings(on_incident=("metrics",)))

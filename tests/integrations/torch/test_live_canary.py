@@ -101,6 +101,47 @@ def test_a_model_that_fails_is_an_incident_and_not_an_exception(manifest: Manife
     handle = model.model.norm.register_forward_hook(broken)
     assert not made.run_canary()
     assert codes(made) == ["WG909"]
+    told = made.incidents[-1].finding.message
+    assert told == (
+        "the canary raised IndexError: out of range; all weights were checked since, and are sound"
+    )
+    handle.remove()
+    assert made.run_canary()
+    assert made.state is State.HEALTHY
+    made.close()
+
+
+def test_a_model_that_fails_says_what_was_repaired_meanwhile(manifest: Manifest) -> None:
+    model = llama().eval()
+    made = guard(model, manifest, scrub=None, on_incident=("repair",))
+
+    def broken(*_: object) -> None:
+        raise IndexError("out of range")
+
+    handle = model.model.norm.register_forward_hook(broken)
+    bits(model.lm_head.weight)[5, 6] ^= 1 << 13
+    assert not made.run_canary()
+    assert codes(made) == ["WG901", "WG907", "WG909"]
+    told = made.incidents[-1].finding.message
+    assert "1 damaged block repaired since" in told
+    assert "are sound" not in told
+    handle.remove()
+    made.close()
+
+
+def test_a_model_that_failed_over_damage_runs_once_it_is_repaired(manifest: Manifest) -> None:
+    model = llama().eval()
+    made = guard(model, manifest, scrub=None, on_incident=("repair",))
+    clean = model.lm_head.weight.detach().clone()
+
+    def picky(*_: object) -> None:
+        if not torch.equal(model.lm_head.weight, clean):
+            raise IndexError("out of range")
+
+    handle = model.model.norm.register_forward_hook(picky)
+    bits(model.lm_head.weight)[5, 6] ^= 1 << 13
+    assert made.run_canary()
+    assert codes(made) == ["WG901", "WG907"]
     handle.remove()
     made.close()
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from weightguard import Manifest, WeightguardError, fingerprint
-from weightguard.guard import LiveTensor, Piece
+from weightguard.guard import LiveTensor, Piece, State
 from weightguard_integrations.torch import guard, packed_pieces
 from weightguard_integrations.torch.live import TorchAdapter
 
@@ -94,8 +94,8 @@ def test_parts_in_another_order_are_no_match(
     [
         (Piece("q_proj.weight", 0, 1400000), "declare every piece"),
         (Piece("q_proj.weight", 2, 2002), "whole rows"),
-        (Piece("q_proj.weight", 0, 1 << 62), "whole rows"),
-        (Piece("q_proj.weight", 4000, 2000), "whole rows"),
+        (Piece("q_proj.weight", 0, 1 << 62), "which has 1400000 in this manifest: give `pieces`"),
+        (Piece("q_proj.weight", 4000, 2000), "which has 1400000 in this manifest"),
         (Piece("nothing", 0, 2000), "no attested tensor"),
     ],
 )
@@ -109,3 +109,78 @@ def test_impossible_pieces_are_refused(
 def test_a_rank_beyond_the_last_is_refused(manifest: Manifest) -> None:
     with pytest.raises(WeightguardError, match="rank 2 is none of 2"):
         packed_pieces([], manifest, PACKED, rank=2, ranks=2)
+
+
+def renamed(weights: dict[str, torch.Tensor], folder: Path, rows: int | None = None) -> Manifest:
+    """Return the manifest of weights fine-tuned a little, under other names or of fewer rows."""
+    tensors = {
+        (f"other.{name}" if rows is None else name): (weight * 1.5)[:rows].contiguous()
+        for name, weight in weights.items()
+    }
+    save_file(tensors, folder / "new.safetensors")
+    return fingerprint(folder / "new.safetensors")
+
+
+def test_an_update_keeps_the_pieces_or_takes_new_ones(
+    weights: dict[str, torch.Tensor], manifest: Manifest, tmp_path: Path
+) -> None:
+    model = fused(weights)
+    pieces = packed_pieces(live(model), manifest, PACKED)
+    others = {
+        name: [p._replace(record=f"other.{p.record}") for p in pieces[name]] for name in pieces
+    }
+    tuned = {name: weight * 1.5 for name, weight in weights.items()}
+    save_file(tuned, tmp_path / "tuned.safetensors")
+    with (
+        guard(model, manifest, pieces=pieces, scrub=None) as watched,
+        fingerprint(tmp_path / "tuned.safetensors") as same,
+        renamed(weights, tmp_path) as new,
+    ):
+        with watched.update(same):
+            model.load_state_dict(fused(tuned).state_dict())
+        coverage = watched.coverage()
+        assert coverage.transformed == coverage.total > 0
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        with (
+            pytest.raises(WeightguardError, match=r"'gate_proj.weight': give `pieces`"),
+            watched.update(new),
+        ):
+            raise AssertionError("the block began")
+        assert watched.check().findings == ()
+        with watched.update(new, pieces=others):
+            model.load_state_dict(before)
+        assert watched.coverage() == coverage
+        with watched.update(new):
+            pass
+        assert watched.coverage() == coverage, "the pieces of the last update hold"
+        assert [i.code for i in watched.incidents] == ["WG903"] * 3
+
+
+def test_an_update_to_a_smaller_model_is_refused(
+    weights: dict[str, torch.Tensor], manifest: Manifest, tmp_path: Path
+) -> None:
+    model = fused(weights)
+    pieces = packed_pieces(live(model), manifest, PACKED)
+    with (
+        guard(model, manifest, pieces=pieces, scrub=None) as watched,
+        renamed(weights, tmp_path, 300) as new,
+    ):
+        with (
+            pytest.raises(WeightguardError, match="which has 600000 in this manifest"),
+            watched.update(new),
+        ):
+            raise AssertionError("the block began")
+        assert (watched.state, watched.check().findings) == (State.HEALTHY, ())
+
+
+def test_names_last_through_updates(weights: dict[str, torch.Tensor], manifest: Manifest) -> None:
+    model = torch.nn.Module()
+    model.register_parameter("one", torch.nn.Parameter(weights["q_proj.weight"].float()))
+    model.register_parameter("two", torch.nn.Parameter(weights["k_proj.weight"].clone()))
+    with guard(model, manifest, names={"one": "q_proj.weight"}, scrub=None) as watched:
+        entry = watched.baseline.tensors["one"]
+        assert (entry.record, entry.attestation) == ("q_proj.weight", "transformed")
+        with watched.update(manifest), torch.no_grad():
+            model.one[:, 3:5] += 1
+        codes = [i.code for i in watched.incidents if i.tensor == "one"]
+        assert codes == ["WG401"], "it is named still, so it differs from its record"
