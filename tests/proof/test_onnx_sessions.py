@@ -18,7 +18,7 @@ from weightguard.guard import Pace, Settings
 from weightguard_integrations.onnxruntime import GuardedSession
 
 FLIPS = 2000
-RUNS = 5_000
+RUNS = 10_000
 REAL_RUNS = 48
 """Runs of each real model here; benchmarks/guard_onnxruntime.py makes 2,500."""
 

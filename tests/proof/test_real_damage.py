@@ -14,7 +14,7 @@ from weightguard import Manifest, TensorView, audit, fingerprint, open_checkpoin
 from weightguard.compare import MAX_LOCATED_ROWS, Observed, TensorComparison
 from weightguard.scan.stream import scan_tensors
 
-SINGLE_FLIPS = 30_000
+SINGLE_FLIPS = 100_000
 MULTI_ELEMENT = 10_000
 
 
