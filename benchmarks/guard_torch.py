@@ -2,12 +2,13 @@
 
     python benchmarks/guard_torch.py [--quick] [--model NAME] [--dtype DTYPE] [--threads 1]
 
-The guarded and the plain model are two trees of modules over the same weights. They take turns, a
-few forward passes each, and a ratio is that of the CPU time of the serving thread over one pair of
-turns; of pairs the median is shown, with its standard error from the spread of the middle half. The
+The guarded and the plain model are two trees of modules over the same weights. Their forward
+passes alternate, one each, and a ratio is that of the CPU time of the serving thread over one
+pair; of pairs the median is shown, with its standard error from the spread of the middle half. The
 noise floor is the same ratio for a second plain model: what differs by less is not measured. The
-background threads run while the guarded model serves, and only then; the canary's, which runs once
-a minute, is told by itself. Below each table stands what the parts take alone, at the least.
+background threads do what is due while the guarded model serves, and nothing while the plain one
+does; the canary's, which runs once a minute, is told by itself. Below each table stands what the
+parts take alone, at the least.
 """
 
 from __future__ import annotations
@@ -39,8 +40,6 @@ from weightguard_integrations.torch.sentinels import Sentinels
 
 PROMPT, PREFILL = 64, 128
 STEP_BUDGET = 8 << 20
-PASSES = 4
-"""Forward passes of a turn: threads that start with it are soon at their pace."""
 OFF: Mapping[str, Any] = {"scrub": None, "step_budget": 0, "sentinels": False, "canary": None}
 PARTS: Mapping[str, Mapping[str, Any] | None] = {
     "plain again (noise floor)": None,
@@ -58,9 +57,16 @@ class Served:
     """A model that one thread serves, and what runs beside it."""
 
     def __init__(self, model: LlamaForCausalLM, background: list[Background]):
-        self.model, self._background = model, background
+        self.model, self._serving = model, False
+        for thread in background:
+            thread.stop()
+            thread._act = self._while_serving(thread._act)
+            thread.start()
         self._cache = DynamicCache()
         self._prompt(self._cache)
+
+    def _while_serving(self, act: Callable[[], object]) -> Callable[[], object]:
+        return lambda: act() if self._serving else None
 
     def _prompt(self, cache: DynamicCache) -> None:
         with torch.inference_mode():
@@ -82,13 +88,11 @@ class Served:
 
     def turn(self, run: Callable[[int], None], steps: int) -> float:
         """Return the CPU seconds that the calling thread takes for some passes."""
-        for thread in self._background:
-            thread.start()
+        self._serving = True
         began = time.thread_time()
         run(steps)
         took = time.thread_time() - began
-        for thread in self._background:
-            thread.stop()
+        self._serving = False
         return took
 
 
@@ -114,13 +118,13 @@ def contestants(
 def paired(guarded: Served, plain: Served, mode: str, pairs: int) -> list[float]:
     """Return the ratios of the serving thread's CPU time, a pair of turns each."""
     a, b = (getattr(served, mode) for served in (guarded, plain))
-    guarded.turn(a, PASSES)
+    guarded.turn(a, 2)
     ratios = []
     for pair in range(pairs):
         if pair % 2:
-            second, first = plain.turn(b, PASSES), guarded.turn(a, PASSES)
+            second, first = plain.turn(b, 1), guarded.turn(a, 1)
         else:
-            first, second = guarded.turn(a, PASSES), plain.turn(b, PASSES)
+            first, second = guarded.turn(a, 1), plain.turn(b, 1)
         ratios.append(first / second)
     return ratios
 
@@ -265,10 +269,10 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, action="append", help="only these")
     parser.add_argument("--threads", type=int, default=1, help="of torch (1)")
     arguments = parser.parse_args()
-    pairs, flips, seconds = (11, 5, 2) if arguments.quick else (61, 40, 10)
+    pairs, flips, seconds = (25, 5, 2) if arguments.quick else (151, 40, 10)
     torch.set_num_threads(arguments.threads)
     print(f"torch {torch.__version__}, {platform.machine()}, {arguments.threads} threads, "
-          f"{pairs} pairs of {PASSES} passes")  # fmt: skip
+          f"{pairs} pairs")  # fmt: skip
     for name in arguments.model or MODELS:
         folder = MODELS[name]()
         with calibrated(folder) as manifest:

@@ -188,8 +188,8 @@ def _sentinel() -> None:
     from torch import nn
 
     from weightguard.calibration import LayerBand, MassiveActivation
-    from weightguard_integrations.torch.guarding import sentinel_finding
     from weightguard_integrations.torch.sentinels import Sentinels
+    from weightguard_integrations.torch.torch_guard import sentinel_finding
 
     block = nn.Identity()
     band = MassiveActivation(5, 0, (LayerBand(0, 300.0, 900.0),))

@@ -9,9 +9,10 @@ package imports neither torch nor transformers; calling it does.
 
 from weightguard_integrations.torch.calibrate import calibrate
 from weightguard_integrations.torch.canary import CanaryComparison, compare_canary
-from weightguard_integrations.torch.guarding import TorchGuard, guard
+from weightguard_integrations.torch.guarding import guard
 from weightguard_integrations.torch.packing import packed_pieces
 from weightguard_integrations.torch.parallel import GroupRanks, Slice, verify_parallel
+from weightguard_integrations.torch.torch_guard import TorchGuard
 from weightguard_integrations.torch.verified import load_verified
 from weightguard_integrations.torch.verified_model import load_verified_model
 

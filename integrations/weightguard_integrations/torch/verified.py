@@ -20,7 +20,7 @@ from weightguard.scan.fingerprint import TensorObserver
 from weightguard.scan.stream import scan_tensors
 from weightguard.tensor import ByteSource, TensorView
 from weightguard_integrations.torch.dtypes import torch_dtype
-from weightguard_integrations.torch.guarding import PathOrManifest, opened
+from weightguard_integrations.torch.manifests import PathOrManifest, opened
 
 if TYPE_CHECKING:
     import torch

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from weightguard.checkpoint import open_checkpoint
 from weightguard.errors import WeightguardError
-from weightguard_integrations.torch.guarding import PathOrManifest
 from weightguard_integrations.torch.loading import check_loadable
+from weightguard_integrations.torch.manifests import PathOrManifest
 from weightguard_integrations.torch.stack import require_torch
 from weightguard_integrations.torch.verified import load_verified
 

@@ -18,8 +18,8 @@ from weightguard.calibration import LayerBand, MassiveActivation
 from weightguard.guard import State
 from weightguard_integrations.torch import TorchGuard, calibrate, guard
 from weightguard_integrations.torch.distant import Answer
-from weightguard_integrations.torch.guarding import BLIND_PASSES
 from weightguard_integrations.torch.sentinels import Sentinels, watched_layers
+from weightguard_integrations.torch.torch_guard import BLIND_PASSES
 
 MASSIVE = MassiveActivation(2, 0, (LayerBand(0, -900.0, -300.0),))
 TOKENS = torch.arange(12)[None]
