@@ -19,6 +19,8 @@ class Pins:
 
     def __init__(self, adapter: Adapter):
         self._adapter = adapter
+        # asked once: Python takes long to tell whether an object keeps to a protocol
+        self._glancing = adapter if isinstance(adapter, Glancing) else None
         self._held: dict[Pinned, bytes] = {}
         self._tokens: dict[str, Token] = {}
         self._asked: dict[Pinned, Promised[bytes]] = {}
@@ -52,10 +54,10 @@ class Pins:
 
     def _glance(self, tensor: str) -> Glance | None:
         token = self._tokens.get(tensor)
-        if token is None or not isinstance(self._adapter, Glancing):
+        if token is None or self._glancing is None:
             return None
         try:
-            return self._adapter.glance(tensor, token)
+            return self._glancing.glance(tensor, token)
         except Exception:  # noqa: BLE001 - the look that follows says what is wrong
             return None
 

@@ -85,6 +85,7 @@ class Scrubber:
         """``known`` says whether a deviation, by place and mark, was taken down already."""
         self._known = known
         self._adapter, self.baseline, self._key = adapter, baseline, key
+        self._glancing = adapter if isinstance(adapter, Glancing) else None
         self._waiting = waiting
         self._lock = threading.Lock()
         self._appeared: Set[str] = frozenset()
@@ -138,9 +139,9 @@ class Scrubber:
         Digests are computed one after the other, with nothing in between that a forward pass
         in another thread would have to wait for.
         """
-        if not isinstance(self._adapter, Glancing):
+        if self._glancing is None:
             return Outcome(), list(refs)
-        glances = {name: self._glance(self._adapter, name) for name in {ref.tensor for ref in refs}}
+        glances = {name: self._glance(self._glancing, name) for name in {r.tensor for r in refs}}
         seen = [(ref, glance) for ref in refs if (glance := glances[ref.tensor]) is not None]
         parts = [glance.data[ref.start : ref.stop] for ref, glance in seen]
         tensors, digest = self.baseline.tensors, self._key.digest

@@ -56,12 +56,18 @@ class Beginnings:
 
 
 def hook(
-    magnitudes: torch.Tensor, bands: Sequence[BandCells], beginnings: Beginnings, *, opens: bool
+    magnitudes: torch.Tensor,
+    bands: Sequence[BandCells],
+    beginnings: Beginnings,
+    *,
+    opens: bool,
+    always: bool,
 ) -> Any:
     """Return the forward hook of one block, whose output is [batch, length, channels].
 
     ``magnitudes`` are the cells of its channels; outputs elsewhere than these are passed over.
-    ``opens`` says that no block before this one asks for beginnings.
+    ``opens`` says that no block before this one asks for beginnings. Unless ``always`` is set,
+    single tokens are passed over: those are steps of decoding.
     """
     channels, device = len(magnitudes), magnitudes.device
 
@@ -70,7 +76,7 @@ def hook(
     ) -> None:
         state = output[0] if isinstance(output, tuple) else output
         shape = state.shape
-        if len(shape) != 3 or shape[2] != channels or not shape[0] * shape[1]:
+        if len(shape) != 3 or shape[2] != channels or not shape[0] or shape[1] <= (not always):
             return
         if state.device != device or not state.is_floating_point():
             return

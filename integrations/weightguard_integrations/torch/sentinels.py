@@ -6,8 +6,9 @@ cells, and the guard reads these before the next forward pass; of a GPU's it rea
 pass before asked for. An alarm is a suspicion: a prompt can be like none that was calibrated, so
 whether weights are damaged is for their digests to say.
 
-Only some blocks are looked at, as each look costs what a small kernel does. Blocks add to what
-the ones before put out, so that what leaves the limits after one is there after the last, too.
+Only the last block is looked at in every pass, and those where massive channels live in prefill, as
+each look costs what a small kernel does. Blocks add to what the ones before put out, so that what
+leaves the limits after one is there after the last, too.
 """
 
 from __future__ import annotations
@@ -28,9 +29,6 @@ from weightguard_integrations.torch.extremes import BandCells, Beginnings, hook
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-EVENLY = 2
-"""Blocks that are looked at, evenly spread with the last one among them."""
 
 
 class Alarm(NamedTuple):
@@ -82,6 +80,7 @@ class Sentinels:
                     limits.band_cells(cells),
                     beginnings,
                     opens=limits.layer == opening,
+                    always=limits.layer == self.layers[-1],
                 ),
                 with_kwargs=True,
             )
@@ -227,11 +226,11 @@ class _Bank:
 
 
 def watched_layers(massive_activations: Iterable[MassiveActivation], count: int) -> list[int]:
-    """Return which of ``count`` blocks are looked at: EVENLY spread ones, and all massive channels.
+    """Return which of ``count`` blocks are looked at: the last one, and each massive channel.
 
     A massive channel that none of them sees is looked for in the middle of where it lives.
     """
-    chosen = {(n + 1) * count // EVENLY - 1 for n in range(EVENLY)} - {-1}
+    chosen = {count - 1}
     for massive in massive_activations:
         layers = [band.layer for band in massive.bands]
         if layers and not chosen.intersection(layers):

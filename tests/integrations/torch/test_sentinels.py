@@ -168,7 +168,7 @@ def test_the_first_of_several_blocks_is_named() -> None:
     near = MassiveActivation(3, 0, (LayerBand(3, 0.0, 9.0),))
     assert watched_layers((far, near), 8) == [2, 3, 7]
     assert watched_layers((), 1) == [0]
-    assert watched_layers((), 30) == [14, 29]
+    assert watched_layers((far,), 3) == [2]
     sentinels = Sentinels(blocks, (far, near), (40.0,) * 8, 4)
     for block in blocks:
         block(state(-1.0, 50.0))
@@ -176,6 +176,18 @@ def test_the_first_of_several_blocks_is_named() -> None:
     assert [(alarm.layer, alarm.channel) for alarm in alarms] == [
         (2, 2), (2, None), (3, None), (7, None)
     ]  # fmt: skip
+
+
+def test_a_step_of_decoding_is_looked_at_after_the_last_block() -> None:
+    blocks = [nn.Identity(), nn.Identity()]
+    sentinels = Sentinels(blocks, (MASSIVE,), (40.0, 40.0), 4)
+    assert sentinels.layers == [0, 1]
+    step = state(-5.0, 50.0, length=1).expand(3, 1, 4)
+    blocks[0](step)
+    blocks[1](step[:0])
+    assert sentinels.read() == []
+    blocks[1](step)
+    assert [(alarm.layer, alarm.channel) for alarm in sentinels.read()] == [(1, None)]
 
 
 def test_sentinels_that_see_nothing_say_so(manifest: Manifest) -> None:
