@@ -59,6 +59,11 @@ class Guard:
         AdapterError when they cannot be read, and WeightguardError when no byte of them is the
         manifest's: it is that of another model.
         """
+        if not isinstance(manifest, Manifest | None):
+            kind = type(manifest).__name__
+            raise WeightguardError(
+                f"a {kind} is no Manifest: give an open one, Manifest.read(path)"
+            )
         self.settings = settings or Settings()
         self._around = surroundings or Surroundings()
         self.adapter, self._key = adapter, Key()

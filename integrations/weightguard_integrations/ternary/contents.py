@@ -8,17 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightguard_integrations.ternary.engine import native
-from weightguard_integrations.ternary.operands import as_numpy, is_torch
+from weightguard_integrations.ternary.operands import Array, as_numpy, is_torch
 
 MOST_COLUMNS = {True: 1 << 18, False: 1 << 16}
 """Of ternary and of int8 weights: sums of more might leave 32 bits."""
 
 
-def require_weights(weight: NDArray[np.int8], *, ternary: bool) -> NDArray[np.int8]:
+def require_weights(weight: Array, *, ternary: bool) -> NDArray[np.int8]:
     """Return int8 weights [N, K], contiguous; raises TypeError, ValueError for what is none."""
-    if not isinstance(weight, np.ndarray) or weight.dtype != np.int8:
-        kind = getattr(weight, "dtype", type(weight).__name__)
-        raise TypeError(f"weights are {kind}; they must be a NumPy array of int8")
+    weight = as_numpy(weight, "weights")
+    if weight.dtype != np.int8:
+        raise TypeError(f"weights are {weight.dtype}; they must be int8")
     if weight.ndim != 2 or 0 in weight.shape:
         raise ValueError(f"weights have shape {weight.shape}; they must be a matrix, not empty")
     most = MOST_COLUMNS[ternary]
@@ -26,12 +26,12 @@ def require_weights(weight: NDArray[np.int8], *, ternary: bool) -> NDArray[np.in
         raise ValueError(
             f"weights have {weight.shape[1]} columns; there is room for at most {most}"
         )
-    weight = np.ascontiguousarray(weight)
-    at = native.first_invalid(ternary, weight)
+    weights: NDArray[np.int8] = np.ascontiguousarray(weight)
+    at = native.first_invalid(ternary, weights)
     if at >= 0:
-        row, column = divmod(at, weight.shape[1])
-        raise ValueError(f"weight [{row}, {column}] is {weight[row, column]}, not -1, 0 or 1")
-    return weight
+        row, column = divmod(at, weights.shape[1])
+        raise ValueError(f"weight [{row}, {column}] is {weights[row, column]}, not -1, 0 or 1")
+    return weights
 
 
 def as_scales(scale: Any, rows: int) -> NDArray[np.float32]:
@@ -39,7 +39,7 @@ def as_scales(scale: Any, rows: int) -> NDArray[np.float32]:
 
     Raises TypeError for what are no numbers, ValueError for others than that and not finite ones.
     """
-    if is_torch(scale):
+    if is_torch(scale) or isinstance(scale, np.ndarray):
         scale = as_numpy(scale, "scale")
     given = np.asarray(scale)
     if given.dtype.kind not in "fiu" and given.dtype.name != "bfloat16":

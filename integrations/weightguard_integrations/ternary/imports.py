@@ -78,13 +78,13 @@ def hugging_face_scale(weight_scale: Any, *, divides: bool) -> NDArray[np.float3
 
 
 def gguf(
-    blocks: NDArray[np.uint8], kind: Literal["TQ1_0", "TQ2_0"]
+    blocks: Array, kind: Literal["TQ1_0", "TQ2_0"]
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Return weights and scales of rows of TQ1_0 or TQ2_0 blocks."""
     if kind not in ("TQ1_0", "TQ2_0"):
         raise ValueError(f"{kind!r:.40} is not TQ1_0 or TQ2_0")
-    dtype = DTYPES[kind]
-    if not isinstance(blocks, np.ndarray) or blocks.dtype != np.uint8:
+    dtype, blocks = DTYPES[kind], as_numpy(blocks, "GGML blocks")
+    if blocks.dtype != np.uint8:
         raise TypeError("GGML blocks must be uint8")
     if blocks.ndim != 2 or 0 in blocks.shape or blocks.shape[1] % dtype.block_bytes:
         raise ValueError(

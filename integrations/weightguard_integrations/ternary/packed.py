@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from weightguard_integrations.ternary import imports
 from weightguard_integrations.ternary.matrix import PackedMatrix
 from weightguard_integrations.ternary.operands import Array
@@ -45,7 +42,7 @@ class PackedTernary(PackedMatrix):
 
     @classmethod
     def from_gguf(
-        cls, blocks: NDArray[np.uint8], kind: Literal["TQ1_0", "TQ2_0"], *, name: str = "weight",
+        cls, blocks: Array, kind: Literal["TQ1_0", "TQ2_0"], *, name: str = "weight",
         golden: bool = False,
     ) -> Self:  # fmt: skip
         """Pack GGML blocks, uint8 [N, bytes of a row], whose scales are equal in each row.

@@ -30,6 +30,38 @@ def test_hugging_face_packed_weights(rng: np.random.Generator) -> None:
         assert matrix.scales.tolist() == [0.5]
 
 
+MASKED: list[Callable[[], object]] = [
+    lambda: PackedTernary.from_int8(masked((8, 64), np.int8), 0.5),
+    lambda: PackedTernary.from_int8(np.ones((8, 64), np.int8), masked((8,), np.float32)),
+    lambda: PackedInt8.from_int8(masked((8, 64), np.int8), 0.5),
+    lambda: PackedInt8.from_float(masked((8, 64), np.float32)),
+    lambda: PackedTernary.from_gguf(masked((2, 66), np.uint8), "TQ2_0"),
+    lambda: PackedTernary.from_master(masked((2, 66), np.float32)),
+    lambda: PackedTernary.from_hugging_face(masked((2, 66), np.uint8), 1.0, scale_divides=True),
+    lambda: PackedTernary.from_hugging_face(
+        np.zeros((2, 66), np.uint8), masked((), np.float32), scale_divides=True
+    ),
+]
+
+
+def masked(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ma.MaskedArray[Any, Any]:
+    made: np.ma.MaskedArray[Any, Any] = np.ma.array(np.ones(shape, dtype), mask=True)
+    return made
+
+
+@pytest.mark.parametrize("pack", MASKED)
+def test_masked_values_are_never_packed(pack: Callable[[], object]) -> None:
+    with pytest.raises(TypeError, match="masked"):
+        pack()
+
+
+def test_int8_weights_of_torch_are_taken_too(rng: np.random.Generator) -> None:
+    weight = rng.integers(-1, 2, (8, 64), np.int8)
+    assert (PackedTernary.from_int8(torch.from_numpy(weight), 0.5).unpack() == weight).all()
+    with pytest.raises(TypeError, match="float32; they must be int8"):
+        PackedTernary.from_int8(torch.ones(8, 64), 0.5)
+
+
 def test_hugging_face_codes_that_are_no_weight() -> None:
     packed = np.full((2, 3), 0b01010101, np.uint8)
     packed[1, 2] |= 0b00110000
