@@ -67,7 +67,7 @@ def hugging_face(packed: Array) -> NDArray[np.int8]:
 
 def hugging_face_scale(weight_scale: Any, *, divides: bool) -> NDArray[np.float32]:
     """Return the number that outputs are multiplied by."""
-    if is_torch(weight_scale):
+    if is_torch(weight_scale) or isinstance(weight_scale, np.ndarray):
         weight_scale = as_numpy(weight_scale, "weight_scale")
     scale = np.array(weight_scale, np.float32).reshape(-1)
     if not np.isfinite(scale).all() or (divides and not scale.all()):
