@@ -147,30 +147,23 @@ def costs(path: Path, cache: str, manifest: Manifest, pairs: int) -> None:
 
 def load_times(path: Path, cache: str, manifest: Manifest) -> None:
     plain = seconds(lambda: ort.InferenceSession(path, options()))
-    sealed = seconds(
-        lambda: GuardedSession(
+
+    def sealed_in(folder: str) -> GuardedSession:
+        return GuardedSession(
             path,
             options(),
             mode="sealed",
-            cache=cache,
+            cache=folder,
             manifest=manifest,
             settings=QUIET,
             scrub=None,
         )
-    )
 
     def first() -> GuardedSession:
         with tempfile.TemporaryDirectory() as fresh:
-            return GuardedSession(
-                path,
-                options(),
-                mode="sealed",
-                cache=fresh,
-                manifest=manifest,
-                settings=QUIET,
-                scrub=None,
-            )
+            return sealed_in(fresh)
 
+    sealed = seconds(lambda: sealed_in(cache))
     print(
         f"    load: plain {plain:.3f} s; sealed and verified {sealed:.3f} s; "
         f"the first time, with sealing, {seconds(first, 1):.3f} s"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 from typing import Self
 
 from weightguard.errors import WeightguardError
@@ -42,12 +41,7 @@ class Agreement:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _type: object, exc: object, _traceback: object) -> None:
         while exc is not None and self._left:
             try:
                 self._verify(self._left.pop(0), problem="a tensor could not be sealed")

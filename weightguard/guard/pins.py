@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from weightguard.guard.adapter import Adapter, Distant, Glance, Glancing, Promised, Token
+from weightguard.guard.adapter import Adapter, Distant, Glance, Promised, Token
 from weightguard.guard.baseline import Baseline
+from weightguard.guard.glances import Glances
 from weightguard.guard.pieces import place_in
 from weightguard.guard.settings import Pinned
 from weightguard.manifest import Manifest, recorded_view
@@ -19,8 +20,7 @@ class Pins:
 
     def __init__(self, adapter: Adapter):
         self._adapter = adapter
-        # asked once: Python takes long to tell whether an object keeps to a protocol
-        self._glancing = adapter if isinstance(adapter, Glancing) else None
+        self._glances = Glances(adapter)
         self._held: dict[Pinned, bytes] = {}
         self._tokens: dict[str, Token] = {}
         self._asked: dict[Pinned, Promised[bytes]] = {}
@@ -45,21 +45,13 @@ class Pins:
         glances: dict[str, Glance | None] = {}
         for pin, expected in self._held.items():
             if pin.tensor not in glances:
-                glances[pin.tensor] = self._glance(pin.tensor)
+                token = self._tokens.get(pin.tensor)
+                glances[pin.tensor] = self._glances.at(pin.tensor, token)
             glance = glances[pin.tensor]
             if glance is not None and glance.data[pin.start : pin.stop] == expected:
                 continue
             if self._differs(pin, expected):
                 yield pin
-
-    def _glance(self, tensor: str) -> Glance | None:
-        token = self._tokens.get(tensor)
-        if token is None or self._glancing is None:
-            return None
-        try:
-            return self._glancing.glance(tensor, token)
-        except Exception:  # noqa: BLE001 - the look that follows says what is wrong
-            return None
 
     def _differs(self, pin: Pinned, expected: bytes) -> bool:
         try:

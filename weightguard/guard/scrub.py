@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence, Set
 from dataclasses import dataclass
 
-from weightguard.guard.adapter import Adapter, AdapterError, Glance, Glancing, Token
+from weightguard.guard.adapter import Adapter, AdapterError, Token
 from weightguard.guard.baseline import Baseline, Key
 from weightguard.guard.check import Verdict, look
 from weightguard.guard.deviations import (
@@ -25,6 +25,7 @@ from weightguard.guard.deviations import (
     updated,
     vanished,
 )
+from weightguard.guard.glances import Glances
 from weightguard.guard.identity import Identity
 from weightguard.guard.ledger import Place
 from weightguard.guard.mend import diagnose
@@ -85,7 +86,7 @@ class Scrubber:
         """``known`` says whether a deviation, by place and mark, was taken down already."""
         self._known = known
         self._adapter, self.baseline, self._key = adapter, baseline, key
-        self._glancing = adapter if isinstance(adapter, Glancing) else None
+        self._glances = Glances(adapter)
         self._waiting = waiting
         self._lock = threading.Lock()
         self._appeared: Set[str] = frozenset()
@@ -139,9 +140,9 @@ class Scrubber:
         Digests are computed one after the other, with nothing in between that a forward pass
         in another thread would have to wait for.
         """
-        if self._glancing is None:
-            return Outcome(), list(refs)
-        glances = {name: self._glance(self._glancing, name) for name in {r.tensor for r in refs}}
+        with self._lock:
+            known = {ref.tensor: self._identities[ref.tensor].settled for ref in refs}
+        glances = {name: self._glances.at(name, token) for name, token in known.items()}
         seen = [(ref, glance) for ref in refs if (glance := glances[ref.tensor]) is not None]
         parts = [glance.data[ref.start : ref.stop] for ref, glance in seen]
         tensors, digest = self.baseline.tensors, self._key.digest
@@ -151,14 +152,6 @@ class Scrubber:
         sound = (place for ref in held for place in _places(ref))
         outcome = Outcome(sound=sound, blocks=len(held), nbytes=sum(ref.nbytes for ref in held))
         return outcome, [ref for ref in refs if ref not in held]
-
-    def _glance(self, adapter: Glancing, name: str) -> Glance | None:
-        with self._lock:
-            token = self._identities[name].settled
-        try:
-            return None if token is None else adapter.glance(name, token)
-        except Exception:  # noqa: BLE001 - the look that follows says what is wrong
-            return None
 
     def ask(self, refs: list[BlockRef]) -> Run | None:
         """Ask a device for the sums of blocks; None for those that have to be looked at."""

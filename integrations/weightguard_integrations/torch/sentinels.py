@@ -56,15 +56,14 @@ class Sentinels:
         bounds: Sequence[float],
         channels: int,
         *,
-        layers: Sequence[int] | None = None,
         distant: bool = False,
     ):
         """``blocks`` are as many as there are bounds; both limits are those of a calibration.
 
-        ``channels`` is the width of what the blocks put out. ``layers`` are looked at, where given.
+        ``channels`` is the width of what the blocks put out.
         With ``distant`` CPU memory is read as a device's, too: for trials where there is none.
         """
-        self.layers = watched_layers(massive_activations, len(bounds)) if layers is None else layers
+        self.layers = watched_layers(massive_activations, len(bounds))
         bands = [_Band(massive, band) for massive in massive_activations for band in massive.bands]
         by_device: dict[torch.device, list[_Limits]] = defaultdict(list)
         for layer in self.layers:
