@@ -29,7 +29,8 @@ class TernaryLinear(nn.Module):
     """A linear layer [..., K] -> [..., N] on a packed matrix; inference only, no gradients.
 
     ``kept`` are weights in full precision: (row, column, value); the packed weight there is 0.
-    ``bias`` is copied; the buffer of that name shares the memory that is read.
+    ``bias`` is copied; the buffer of that name shares the memory that is read. ``packed`` is the
+    packed matrix.
     """
 
     bias: torch.Tensor | None
@@ -48,10 +49,10 @@ class TernaryLinear(nn.Module):
         if not isinstance(packed, PackedMatrix):
             raise TypeError(f"packed is a {type(packed).__name__}, not a packed matrix")
         require_words(verify, on_fault)
-        self.weight = PackedWeight(packed, kept)
+        self.packed, self.weight = packed, PackedWeight(packed, kept)
         self.verify, self.on_fault = verify, on_fault
         self.out_features, self.in_features = packed.shape
-        self.norm = norm
+        self.norm, self._keeps = norm, bool(kept)
         self._bias = None if bias is None else Bias(packed, bias)
         self._share()
 
@@ -100,24 +101,28 @@ class TernaryLinear(nn.Module):
         packed = PackedTernary.from_int8(codes, scale, name=name)
         return cls(packed, bias=linear.bias, kept=kept, **options)
 
-    @property
-    def packed(self) -> PackedMatrix:
-        """The packed matrix."""
-        return self.weight.matrix
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the product, in x's dtype; raises IntegrityError as ``PackedMatrix.linear``.
 
         Raises TypeError while torch.jit traces, which would keep the outputs as constants.
         """
+        # a disabled function is slow to call, even where nothing is compiled
+        return self._uncompiled(x) if torch.compiler.is_compiling() else self._checked(x)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _uncompiled(self, x: torch.Tensor) -> torch.Tensor:
+        return self._checked(x)
+
+    def _checked(self, x: torch.Tensor) -> torch.Tensor:
         if torch._C._get_tracing_state() is not None:
             raise TypeError("a packed layer cannot be traced: its kernel is no torch operation")
         if self.norm is not None:
             x = self.norm(x)
-        x = x.detach()
+        if x.requires_grad:
+            x = x.detach()
         y: torch.Tensor = self.packed.linear(x, verify=self.verify, on_fault=self.on_fault)
-        self.weight.add_kept(x, y, self.verify, self.on_fault)
+        if self._keeps:
+            self.weight.add_kept(x, y, self.verify, self.on_fault)
         if self._bias is not None:
             self._bias.add(y, self.verify, self.on_fault)
         return y

@@ -169,6 +169,30 @@ def _require_memory(tensor: Array, what: str) -> None:
     torch = sys.modules["torch"]
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         raise TypeError(f"{what} is a {type(tensor).__name__}, whose memory is not its own")
+    # one call in place of six: attributes of torch are slow to ask for beside the products
+    if torch._C._dispatch_keys(tensor).raw_repr() not in _ordinary():
+        _require_dense(tensor, what)
+    reach = tensor.numel() if tensor.is_contiguous() else _reach(tensor)
+    if not reach:
+        return
+    nbytes = tensor.untyped_storage().nbytes()
+    end = (tensor.storage_offset() + reach) * tensor.element_size()
+    if end > nbytes or not tensor.data_ptr():
+        raise ValueError(f"{what} has {nbytes} bytes of memory, too few for its shape")
+
+
+@functools.cache
+def _ordinary() -> frozenset[int]:
+    """The dispatch keys of dense tensors on the CPU that no transform holds."""
+    from torch._C import DispatchKey, DispatchKeySet
+
+    inferred = DispatchKeySet(DispatchKey.CPU).add(DispatchKey.AutocastCPU)
+    other = inferred.add(DispatchKey.ADInplaceOrView).add(DispatchKey.AutogradCPU)
+    return frozenset((inferred.raw_repr(), other.raw_repr()))
+
+
+def _require_dense(tensor: Array, what: str) -> None:
+    torch = sys.modules["torch"]
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or torch._is_functional_tensor(
         tensor
     ):
@@ -179,13 +203,14 @@ def _require_memory(tensor: Array, what: str) -> None:
         raise TypeError(f"{what} is on meta: it has no values")
     if tensor.layout != torch.strided or tensor.is_nested:
         raise TypeError(f"{what} must be a dense tensor, not nested or {tensor.layout}")
+
+
+def _reach(tensor: Array) -> int:
+    """Return how many elements beyond its offset a strided tensor's memory must have."""
     if not tensor.numel():
-        return
-    storage = tensor.untyped_storage()
-    steps = zip(tensor.shape, tensor.stride(), strict=True)
-    reach = tensor.storage_offset() + sum((n - 1) * step for n, step in steps) + 1
-    if reach * tensor.element_size() > storage.nbytes() or not storage.data_ptr():
-        raise ValueError(f"{what} has {storage.nbytes()} bytes of memory, too few for its shape")
+        return 0
+    steps: Iterable[tuple[int, int]] = zip(tensor.shape, tensor.stride(), strict=True)
+    return 1 + sum((n - 1) * step for n, step in steps)
 
 
 @functools.cache  # asked for twice a product, and slower to tell than a small product to compute

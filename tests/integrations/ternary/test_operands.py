@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.integrations.ternary.test_products import equal, weights
-from weightguard_integrations.ternary import OnFault, PackedTernary
+from weightguard_integrations.ternary import OnFault, PackedTernary, operands
 from weightguard_integrations.ternary.layers import TernaryLinear
 from weightguard_integrations.ternary.operands import Memory
 
@@ -172,3 +172,17 @@ def test_odd_strides_and_addresses_are_copied(rng: np.random.Generator) -> None:
     assert equal(matrix.linear(shifted), expected)
     assert equal(matrix.linear(np.asfortranarray(x)), expected)
     assert equal(matrix.linear(x[::-2]), expected[::-2])
+
+
+def test_ordinary_tensors_are_told_by_their_dispatch_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("an ordinary tensor is asked for more than it need be")
+
+    monkeypatch.setattr(operands, "_require_dense", refuse)
+    matrix, x = PackedTernary.from_int8(np.ones((3, 8), np.int8), 1.0), torch.ones(4, 8)
+    with torch.inference_mode():
+        inferred = torch.ones(4, 8)
+    for tensor in (x, x[1:], torch.nn.Parameter(x), x.bfloat16(), x.t().contiguous().t(), inferred):
+        assert (matrix.linear(tensor) == 8).all()
+    with pytest.raises(AssertionError):
+        matrix.linear(torch.ones(4, 8).to_sparse())

@@ -18,7 +18,8 @@ namespace weightguard::ternary {
 
 namespace {
 
-constexpr auto kSpin = std::chrono::microseconds(50);
+// Longer than a model's own work between two layers: waking a helper costs a small product's time.
+constexpr auto kSpin = std::chrono::microseconds(500);
 
 inline void relax() {
 #if defined(__x86_64__)

@@ -1,4 +1,4 @@
-// A few threads that claim numbered items of a job. They spin for at most 50 microseconds between
+// A few threads that claim numbered items of a job. They spin for at most 500 microseconds between
 // jobs, then sleep; after a fork the child starts its own.
 #pragma once
 
