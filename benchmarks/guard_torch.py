@@ -46,7 +46,7 @@ PARTS: Mapping[str, Mapping[str, Any] | None] = {
     "called, super weights": OFF,
     "  and sentinels": {**OFF, "sentinels": True},
     "  and step budget": {**OFF, "step_budget": "8MiB"},
-    "  and background scrub": {**OFF, "scrub": "500MB/s"},
+    "  and background scrub": {**OFF, "scrub": "250MB/s"},
     "everything, as by default": {},
 }
 QUICK = ("plain again (noise floor)", "everything, as by default")

@@ -6,7 +6,7 @@
     POST /v1/completions {"prompt": "...", "max_tokens": 32}
     GET  /healthz  /readyz  /metrics  /weightguard/status
 
-The weights are hashed as they are read. From then on a thread checks them at 500 MB/s and each
+The weights are hashed as they are read. From then on a thread checks them at 250 MB/s and each
 forward pass checks 8 MiB more. Damage is repaired, from residues or from the checkpoint; while it
 cannot be, /readyz says so and completions are refused with 503 instead of being wrong.
 """

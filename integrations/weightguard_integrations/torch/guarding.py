@@ -35,7 +35,7 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
     model: nn.Module,
     manifest: PathOrManifest | None = None,
     *,
-    scrub: str | int | None = "500MB/s",
+    scrub: str | int | None = "250MB/s",
     step_budget: str | int = "8MiB",
     sentinels: bool = True,
     canary: str | float | None = "60s",

@@ -24,7 +24,8 @@ from weightguard_integrations.torch.dtypes import dtype_of
 from weightguard_integrations.torch.entrance import Entrance
 from weightguard_integrations.torch.hidden import HiddenWeights, nbytes_of
 from weightguard_integrations.torch.shards import is_dtensor, kept_shards, local_part
-from weightguard_integrations.torch.sights import Sight, merged_into, version
+from weightguard_integrations.torch.sights import Sight, version
+from weightguard_integrations.torch.swaps import Swaps
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +59,7 @@ class TorchAdapter:
         self._distant, self._devices = distant, Devices()
         self._kept, self._hidden = kept_shards(self._root), HiddenWeights(self._root)
         self._sights: dict[str, tuple[Token, Sight | None]] = {}
+        self._swaps = Swaps()
 
     @property
     def root(self) -> nn.Module:
@@ -83,7 +85,9 @@ class TorchAdapter:
 
     def _marks(self) -> list[tuple[object, ...]]:
         """Return all that a list of the tensors follows from: what has equal marks is the same."""
-        marks: list[tuple[object, ...]] = [tuple(map(merged_into, self._root.modules()))]
+        modules = tuple(self._root.modules())
+        self._swaps.take(modules)
+        marks: list[tuple[object, ...]] = [tuple(map(self._swaps.told, modules))]
         for name, whole in self.named():
             tensor = local_part(whole)
             if _obstacle(tensor) is None:
@@ -119,7 +123,7 @@ class TorchAdapter:
             else:
                 sight = None
             self._sights[name] = token, sight
-        return None if sight is None else sight.again(self._root)
+        return None if sight is None else sight.again(self._root, self._swaps)
 
     def read(self, name: str, start: int, stop: int) -> memoryview:
         """See Adapter."""
@@ -161,6 +165,7 @@ class TorchAdapter:
         """See Attachable and Entrance: compiled or not, before or after."""
 
         def step() -> None:
+            self._swaps.look()
             if not capturing():  # what a graph records would be done again at each replay
                 before_step()
 
@@ -227,10 +232,10 @@ class TorchAdapter:
         """Return which adapters are merged into a tensor, as PEFT's layers tell."""
         *path, _ = name.split(".")
         module: nn.Module | None = self._root
-        merged = merged_into(self._root)
+        merged = self._swaps.told(self._root)
         for part in path:
             module = module and module._modules.get(part)
-            merged += () if module is None else merged_into(module)
+            merged += () if module is None else self._swaps.told(module)
         return ",".join(merged)
 
 

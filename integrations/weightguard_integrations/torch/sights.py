@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from weightguard.guard import Glance, Token
+from weightguard_integrations.torch.swaps import MERGED, Swaps
 
 if TYPE_CHECKING:
     import torch
@@ -49,16 +50,16 @@ class Sight:
             memoryview(memory).cast("B").toreadonly(),
         )
 
-    def again(self, root: nn.Module) -> Glance | None:
+    def again(self, root: nn.Module, swaps: Swaps) -> Glance | None:
         """Return the bytes if nothing moved, else None."""
-        parts, merged = root.__dict__, merged_into(root)
+        parts, merged = root.__dict__, swaps.told(root)
         for name in self.path:
             module = parts["_modules"].get(name)
             if module is None:
                 return None
             parts = module.__dict__
-            if "merged_adapters" in parts:
-                merged += merged_into(module)
+            if MERGED in parts:
+                merged += swaps.told(module)
         tensor = self.tensor()
         leaf = parts["_parameters"].get(self.leaf)
         if tensor is None or tensor is not (
@@ -81,8 +82,3 @@ class Sight:
 def version(tensor: torch.Tensor) -> int:
     """Return how often torch wrote the tensor; it does not count for inference tensors."""
     return 0 if tensor.is_inference() else tensor._version
-
-
-def merged_into(module: nn.Module) -> tuple[str, ...]:
-    """Return the adapters merged into a module; not by getattr, which is slow at failing."""
-    return tuple(module.__dict__.get("merged_adapters") or ())

@@ -158,10 +158,49 @@ def test_declared_ones_are_silent(adapted: Adapted) -> None:
         assert made.state is State.HEALTHY
 
 
+@pytest.fixture
+def merged_for_a_pass(manifest: Manifest) -> Iterator[Adapted]:
+    """A model with nothing merged into it, that had an adapter merged in one forward pass."""
+    model = peft.get_peft_model(llama().eval(), config(), adapter_name="style").eval()
+    quiet = {"scrub": None, "step_budget": 0}
+    with guard(model, manifest, on_incident=("metrics", "repair"), **quiet) as made:
+        model.merge_adapter()
+        with torch.inference_mode():
+            model(TOKENS)
+        model.unmerge_adapter()
+        yield model, made
+
+
+def test_a_merge_that_only_passes_saw_is_an_adapter_swapped(merged_for_a_pass: Adapted) -> None:
+    model, made = merged_for_a_pass
+    rounded = {name: p.clone() for name, p in model.named_parameters()}
+    made.check()
+    made.check()
+    assert set(codes(made)) == {"WG904"}
+    assert all(name.endswith("base_layer.weight") for name in tensors(made, "WG904"))
+    assert all(torch.equal(p, rounded[name]) for name, p in model.named_parameters())
+
+
+def test_a_flip_after_such_a_merge_is_corruption_again(merged_for_a_pass: Adapted) -> None:
+    model, made = merged_for_a_pass
+    clean = dict(llama().named_parameters())
+    for name, parameter in model.named_parameters():
+        if name.endswith("base_layer.weight"):
+            path = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            parameter.data.copy_(clean[path])
+    model.get_parameter("base_model.model.model.norm.weight").data.view(torch.int32)[3] ^= 1 << 20
+    made.check()
+    assert codes(made) == ["WG901", "WG907"], "layers beside those with adapters are not excused"
+    weight = "base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight"
+    model.get_parameter(weight).data.view(torch.int32)[0, 0] ^= 1 << 20
+    made.check()
+    assert codes(made) == ["WG901", "WG907"] * 2, "nor are those whose old bits came back"
+
+
 def test_a_merge_taken_back_unseen_is_put_right_from_the_golden_copy(
     manifest: Manifest, tmp_path: Path
 ) -> None:
-    """PEFT writes past what torch counts: what rounding left is corruption to a guard."""
+    """No pass saw it, and PEFT writes past what torch counts: corruption to a guard."""
     llama().save_pretrained(tmp_path / "golden")
     model = peft.get_peft_model(llama().eval(), config(), adapter_name="style").eval()
     clean = {name: p.clone() for name, p in model.named_parameters()}
