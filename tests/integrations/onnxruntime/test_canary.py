@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -296,27 +297,32 @@ def test_no_canary_runs_on_weights_that_are_known_to_be_damaged(
     assert not session.run_canary(), "asked for, it runs"
 
 
-def test_the_budget_is_kept(load: Callable[..., GuardedSession]) -> None:
-    share = 0.2
-    session = load(perceptron(), canary_share=share)
+def test_the_budget_is_kept(
+    load: Callable[..., GuardedSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: now))
+    session = load(perceptron(), canary_share=0.25)
     watcher = session._loaded.watch
-    spent, runs = 0.0, 0
-    original = watcher._run
+    assert watcher is not None
+    original, runs = watcher._run, []
 
-    def timed(feed: canaries.Feed, options: ort.RunOptions) -> canaries.Outputs:
-        nonlocal spent, runs
-        began = time.perf_counter()
-        time.sleep(0.002)
-        outputs = original(feed, options)
-        spent, runs = spent + time.perf_counter() - began, runs + 1
-        return outputs
+    def slow(feed: canaries.Feed, options: ort.RunOptions) -> canaries.Outputs:
+        nonlocal now
+        runs.append(now)
+        now += 2.0
+        return original(feed, options)
 
-    watcher._run = timed  # type: ignore[method-assign]
-    began = time.perf_counter()
-    while (passed := time.perf_counter() - began) < 0.8:
+    watcher._run = slow  # type: ignore[method-assign]
+    for _ in range(80):
         session.run(None, X)
-    assert runs >= 4
-    assert spent < (share + 0.1) * passed
+        now += 1.0
+    feeds = len(feeds_of(session))
+    began, took = runs[::feeds], 2.0 * feeds
+    assert len(began) >= 4
+    apart = [later - earlier for earlier, later in itertools.pairwise(began)]
+    assert min(apart) >= took / 0.25
+    assert max(apart) <= took / 0.25 + took + 1.0
     assert codes(session) == []
 
 
