@@ -69,14 +69,14 @@ def hook(
     ``opens`` says that no block before this one asks for beginnings. Unless ``always`` is set,
     single tokens are passed over: those are steps of decoding.
     """
-    channels, device = len(magnitudes), magnitudes.device
+    channels, device, least = len(magnitudes), magnitudes.device, 1 if always else 2
 
     def look(
         _module: nn.Module, _inputs: tuple[Any, ...], options: dict[str, Any], output: Any
     ) -> None:
         state = output[0] if isinstance(output, tuple) else output
         shape = state.shape
-        if len(shape) != 3 or shape[2] != channels or not shape[0] or shape[1] <= (not always):
+        if len(shape) != 3 or shape[2] != channels or not shape[0] or shape[1] < least:
             return
         if state.device != device or not state.is_floating_point():
             return

@@ -98,13 +98,17 @@ def made_for(model: nn.Module, manifest: Manifest) -> TorchGuard:
     return made.start()
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_damage_is_heard_a_step_later_and_undone(manifest: Manifest, compiled: bool) -> None:
+@pytest.mark.parametrize("way", ["eager", "compiled", "compiled for any length"])
+def test_damage_is_heard_a_step_later_and_undone(manifest: Manifest, way: str) -> None:
     torch._dynamo.reset()  # code compiled for another Llama would be reused, without hooks
     model = llama().eval()
     made = made_for(model, manifest)
-    run = torch.compile(model, fullgraph=True, backend="eager") if compiled else model
+    dynamic = way == "compiled for any length"
+    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=dynamic)
+    run = model if way == "eager" else compiled
     with torch.inference_mode():
+        for length in (5, 7, 9) if dynamic else ():
+            run(TOKENS[:, :length], use_cache=False)
         clean = run(TOKENS, use_cache=False).logits
         graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         run(TOKENS, use_cache=False)
