@@ -518,13 +518,18 @@ class AdapterConformance:
         repaired = isinstance(subject.adapter, Writable)
         assert guard.state is (State.HEALTHY if repaired else State.QUARANTINED)
 
-    def test_a_callback_that_raises_stops_nothing(self, subject: Subject) -> None:
+    @pytest.mark.parametrize("error", [ValueError("no such pager"), SystemExit(3)])
+    def test_a_callback_that_raises_stops_nothing(
+        self, subject: Subject, error: BaseException
+    ) -> None:
         def broken(incident: Incident) -> None:
-            raise ValueError("no such pager")
+            raise error
 
         guard = Guard(subject.adapter, settings=quiet(on_incident=(broken, "repair")))
         flip(subject, biggest(subject.adapter).name, 3)
-        one_pass(guard)
+        background = threading.Thread(target=one_pass, args=(guard,))
+        background.start()
+        background.join()
         assert "WG912" in codes(guard)
         assert codes(guard)[-1] in ("WG907", "WG908", "WG912")
         if isinstance(subject.adapter, Writable):

@@ -31,8 +31,11 @@ def parse_rate(text: str | int) -> int:
 
 
 def parse_seconds(text: str | float) -> float:
-    """Return a duration in seconds; raises WeightguardError for what is none."""
-    return _parse(text, _SECONDS, "a duration such as 60s")
+    """Return a duration in seconds, more than 0; raises WeightguardError for what is none."""
+    seconds = _parse(text, _SECONDS, example := "a duration such as 60s")
+    if not seconds:
+        raise WeightguardError(f"{text!r:.40} is not {example}")
+    return seconds
 
 
 def _parse(text: str | float, units: dict[str, float] | dict[str, int], example: str) -> float:

@@ -16,6 +16,7 @@ overwritten makes an incident a block; what was held back is counted and said.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -67,7 +68,7 @@ class Subject(Protocol):
         """Have forward passes raise while it is open; ``certainly``, the next one even if not."""
         ...
 
-    def reaction_failed(self, name: str, incident: Incident, error: Exception) -> None:
+    def reaction_failed(self, name: str, incident: Incident, error: BaseException) -> None:
         """Take note of a reaction that failed."""
         ...
 
@@ -130,14 +131,20 @@ class Reactions:
         return actions[reaction]
 
     def run(self, guard: Subject, incident: Incident, now: float) -> None:
-        """Run every reaction to ``incident``, in order; never raises an Exception."""
+        """Run every reaction to ``incident``, in order; never raises an Exception.
+
+        ``sys.exit`` in one ends the process from the main thread; elsewhere it would end nothing
+        but the thread that guards, so it is a reaction that failed.
+        """
         passed = self._limit.allows(now)
         for step in self._steps:
             if step.limited and not passed:
                 continue
             try:
                 step.act(guard, incident)
-            except Exception as error:
+            except BaseException as error:
+                if not isinstance(error, Exception) and _in_main_thread():
+                    raise
                 if incident.code != REACTION_FAILED:  # else it was said, and fails again
                     LOGGER.exception("the reaction %s failed", step.name)
                     guard.reaction_failed(step.name, incident, error)
@@ -152,6 +159,10 @@ class Reactions:
     def _count(self, guard: Subject, incident: Incident) -> None:
         if incident.level >= Severity.ERROR:
             self._metrics.add(MISMATCHES, 1, incident.code)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _line(incident: Incident) -> str:

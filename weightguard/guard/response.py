@@ -92,7 +92,12 @@ class Response:
             self._raised = set(self._to_raise)
             return tuple(self._to_raise.values())
 
-    def reaction_failed(self, name: str, incident: Incident, error: Exception) -> None:
+    def refused_for(self) -> tuple[Incident, ...]:
+        """Return the open incidents that forward passes raise for, without counting as one."""
+        with self._raising:
+            return tuple(i for i in self._to_raise.values() if self.is_open(i))
+
+    def reaction_failed(self, name: str, incident: Incident, error: BaseException) -> None:
         """Take note of a reaction that failed. See Subject."""
         message = f"{name} failed: {type(error).__name__}: {error}"[:500]
         self.react([self._casebook.note(finding(REACTION_FAILED, message), incident.number)])

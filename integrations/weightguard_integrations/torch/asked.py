@@ -20,10 +20,16 @@ def require_sense(model: object, on_incident: Sequence[Reaction], threads: int) 
         raise WeightguardError(
             f"a {type(model).__name__} is no torch.nn.Module: give the model that is called"
         )
-    if isinstance(on_incident, str):
+    if isinstance(on_incident, str) or not isinstance(on_incident, Collection):
         raise WeightguardError(f"on_incident is a list: [{on_incident!r:.40}]")
-    if threads < 1:
-        raise WeightguardError(f"{threads} threads cannot seal a model: give 1 or more")
+    if not isinstance(threads, int) or threads < 1:
+        raise WeightguardError(f"{threads!r:.40} threads cannot seal a model: give 1 or more")
+
+
+def require_path(what: str, given: object, *others: type) -> None:
+    """Raise WeightguardError for what is neither a path, nor None, nor one of the other types."""
+    if not (given is None or isinstance(given, (str, os.PathLike, *others))):
+        raise WeightguardError(f"{what} is a path, not {type(given).__name__}")
 
 
 def require_live(what: str, named: Mapping[str, object], live: Collection[str]) -> None:

@@ -130,9 +130,17 @@ def _part_sums(device_type: str) -> Callable[..., torch.Tensor]:
 
 
 def capturing() -> bool:
-    """Return whether the calling thread's stream is being recorded as a graph, not run."""
+    """Return whether what the calling thread does is recorded as a CUDA graph or by torch.jit."""
     cuda = _cuda()
-    return bool(cuda.is_available() and cuda.is_current_stream_capturing())
+    return tracing() or bool(cuda.is_available() and cuda.is_current_stream_capturing())
+
+
+def tracing() -> bool:
+    """Return whether torch.jit records what the calling thread does."""
+    import torch
+
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return traced
 
 
 def _cuda() -> Any:

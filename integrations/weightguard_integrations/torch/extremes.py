@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from weightguard_integrations.torch.activations import MIN_TOKENS
+from weightguard_integrations.torch.distant import tracing
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +79,7 @@ def hook(
         shape = state.shape
         if len(shape) != 3 or shape[2] != channels or not shape[0] or shape[1] < least:
             return
-        if state.device != device or not state.is_floating_point():
+        if state.device != device or not state.is_floating_point() or tracing():
             return
         if state.requires_grad:
             state = state.detach()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from weightguard import WeightguardError
+from weightguard import Manifest, WeightguardError
 from weightguard.guard import (
     MemoryMetrics,
     Metrics,
@@ -19,7 +20,12 @@ from weightguard.guard import (
 from weightguard.guard.quantities import parse_bytes, parse_rate, parse_seconds
 from weightguard.guard.reactions import Reaction
 from weightguard.guard.shares import Declared, Ranks
-from weightguard_integrations.torch.asked import golden_copy, require_live, require_sense
+from weightguard_integrations.torch.asked import (
+    golden_copy,
+    require_live,
+    require_path,
+    require_sense,
+)
 from weightguard_integrations.torch.live import TorchAdapter, root_of
 from weightguard_integrations.torch.manifests import PathOrManifest, opened
 from weightguard_integrations.torch.shards import Told
@@ -29,6 +35,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 _guards: weakref.WeakKeyDictionary[nn.Module, weakref.ref[TorchGuard]] = weakref.WeakKeyDictionary()
+_making: set[int] = set()
+"""The modules whose guards are being made, by identity."""
+_lock = threading.Lock()
 
 
 def guard(  # noqa: PLR0913 - the operator's settings, each with a default
@@ -66,11 +75,10 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
     ManifestError and CheckpointError for paths that cannot be read.
     """
     require_sense(model, on_incident, threads)
+    require_path("manifest", manifest, Manifest)
+    require_path("golden", golden)
     period = None if canary is None else parse_seconds(canary)
-    watched = _guards.get(root_of(model), lambda: None)()
-    if watched is not None and not watched.closed:
-        raise WeightguardError("this model has a guard already: close that one first")
-    with ExitStack() as undo, opened(manifest) as read:
+    with _alone(root_of(model)), ExitStack() as undo, opened(manifest) as read:
         copy = None if golden is None else golden_copy(golden, read)
         if copy is not None:
             undo.callback(copy.close)
@@ -100,5 +108,20 @@ def guard(  # noqa: PLR0913 - the operator's settings, each with a default
         if sentinels and calibration is not None:
             made.set_sentinels(calibration)
         undo.pop_all()
-    _guards[root_of(model)] = weakref.ref(made)
+        _guards[root_of(model)] = weakref.ref(made)
     return made
+
+
+@contextmanager
+def _alone(root: nn.Module) -> Iterator[None]:
+    """Raise WeightguardError where a module has a guard already, or another thread makes one."""
+    with _lock:
+        watched = _guards.get(root, lambda: None)()
+        if id(root) in _making or (watched is not None and not watched.closed):
+            raise WeightguardError("this model has a guard already: close that one first")
+        _making.add(id(root))
+    try:
+        yield
+    finally:
+        with _lock:
+            _making.discard(id(root))

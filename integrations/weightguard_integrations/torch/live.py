@@ -24,7 +24,7 @@ from weightguard_integrations.torch.dtypes import dtype_of
 from weightguard_integrations.torch.entrance import Entrance
 from weightguard_integrations.torch.hidden import HiddenWeights, nbytes_of
 from weightguard_integrations.torch.shards import is_dtensor, kept_shards, local_part
-from weightguard_integrations.torch.sights import Sight, version
+from weightguard_integrations.torch.sights import RUNNING, Sight, version, writes_beside
 from weightguard_integrations.torch.swaps import Swaps
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ class TorchAdapter:
             return None
         # torch counts what is written through a DTensor there, and not at its local part
         writes = version(tensor) + (version(whole) if whole is not tensor else 0)
+        writes += writes_beside(self._root, name)
         token = Token(tensor.data_ptr(), writes, self._variant(name))
         aliases, distant = self._aliases.get(name, ()), self._distant or _is_distant(tensor)
         return LiveTensor(name, dtype, tuple(tensor.shape), token, aliases, distant)
@@ -118,6 +119,7 @@ class TorchAdapter:
             if now is None or tensor is None or now.token != token:
                 return None
             plain = local_part(tensor) is tensor and name not in self._kept and not now.distant
+            plain = plain and not name.endswith(RUNNING)  # whose writes are counted elsewhere
             if plain and now.nbytes and tensor.is_contiguous():
                 sight = Sight.of(name, tensor, token)
             else:
@@ -166,7 +168,8 @@ class TorchAdapter:
 
         def step() -> None:
             self._swaps.look()
-            if not capturing():  # what a graph records would be done again at each replay
+            # what a graph or a trace records would be done again at each replay
+            if not capturing():
                 before_step()
 
         return Entrance(self._entrance, self._root, step).remove

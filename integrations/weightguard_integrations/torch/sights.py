@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+RUNNING = ("running_mean", "running_var")
+"""Statistics of batch norms."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sight:
@@ -82,3 +85,15 @@ class Sight:
 def version(tensor: torch.Tensor) -> int:
     """Return how often torch wrote the tensor; it does not count for inference tensors."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+def writes_beside(root: nn.Module, name: str) -> int:
+    """Return how often torch wrote a tensor without counting it there.
+
+    Batch norms in training write their running statistics so, and count the batch beside them.
+    """
+    path, _, leaf = name.rpartition(".")
+    if leaf not in RUNNING:
+        return 0
+    batches = root.get_submodule(path)._buffers.get("num_batches_tracked")
+    return 0 if batches is None else version(batches)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 
 from weightguard import IntegrityError, Manifest, WeightguardError
@@ -19,7 +20,7 @@ from weightguard.guard import (
 )
 from weightguard.guard.aftermath import check_after
 from weightguard.guard.background import Background
-from weightguard.guard.incident import SENTINEL, UNCOVERED
+from weightguard.guard.incident import CANARY, RUNTIME_EXCEPTION, SENTINEL, UNCOVERED
 from weightguard.guard.ledger import Place
 from weightguard.guard.shares import Declared, Ranks
 from weightguard_integrations.torch.live import TorchAdapter
@@ -41,6 +42,8 @@ SENTINEL_PERIOD = 1.0
 BLIND_PASSES = 100
 """Forward passes after which sentinels that saw none are said to be blind."""
 _CANARY = Place("", aspect="canary")
+_OF_CANARIES = (CANARY, RUNTIME_EXCEPTION)
+_by_canary = ContextVar("the forward pass of this thread is a canary's", default=False)
 
 
 class TorchGuard(Guard):
@@ -73,12 +76,14 @@ class TorchGuard(Guard):
         """
         if self._canary is None or self.closed:
             return True
+        if any(i.code not in _OF_CANARIES for i in self._response.refused_for()):
+            return False  # damage that forward passes raise for is known already
         try:
             wrong = canary_finding(self._difference)
             if wrong is not None:
                 wrong = canary_finding(self._difference, check_after(self))
         except IntegrityError:
-            return False  # the forward pass raised what is known already
+            return False  # a layer that checks itself raised, and said why
         except WeightguardError:
             if not self.closed:
                 raise
@@ -115,6 +120,8 @@ class TorchGuard(Guard):
 
     def step(self) -> None:
         """Check what one forward pass pays for, and what the one before it left. See Guard."""
+        if _by_canary.get():
+            return  # else it would be refused for what it found last, and never find it gone
         if self._sentinels is not None and not self.closed:
             self.read_sentinels()
             self._mind_blindness(self._sentinels)
@@ -177,7 +184,11 @@ class TorchGuard(Guard):
         known = sentinels is None or sentinels.seen
         with self._gate.check() as let_in:
             canary = self._canary if let_in else None
-            difference = None if canary is None else canary.difference()
+            token = _by_canary.set(True)
+            try:
+                difference = None if canary is None else canary.difference()
+            finally:
+                _by_canary.reset(token)
         if sentinels is not None and not known:
             sentinels.begin_again()  # a canary's pass does not say that they see those of requests
         return difference

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conformance.arrays import ArrayAdapter, ArrayRuntime
 from weightguard.errors import WeightguardError
-from weightguard.guard import AdapterError, Guard, Pace, Settings, State
+from weightguard.guard import AdapterError, Guard, Incident, Pace, Settings, State
 from weightguard.guard.reactions import BURST, Limit
 from weightguard.scan.digest import BLOCK_BYTES
 
@@ -185,6 +185,22 @@ def test_names_and_messages_do_not_steer_a_log(caplog: pytest.LogCaptureFixture)
     (line,) = (r.getMessage() for r in caplog.records if "WG901" in r.getMessage())
     assert line.startswith("WG901 w\\x1b[2J\\n::error block 0: 1 row changed")
     assert caplog.records[-1].weightguard["finding"]["rule"] == "WG901"
+
+
+def test_a_callback_that_exits_ends_the_process_from_the_main_thread_only(adapter: Hostile) -> None:
+    def leave(incident: Incident) -> None:
+        if incident.code == "WG901":
+            raise SystemExit(3)
+
+    guard = Guard(adapter, settings=Settings(on_incident=(leave, "repair")))
+    spoil(adapter)
+    with pytest.raises(SystemExit):
+        guard.check()
+    spoil(adapter, 7)
+    thread = threading.Thread(target=guard.check)
+    thread.start()
+    thread.join()
+    assert codes(guard)[-3:] == ["WG901", "WG912", "WG907"]
 
 
 def test_an_unknown_reaction_is_refused(adapter: Hostile) -> None:

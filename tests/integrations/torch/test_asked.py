@@ -44,6 +44,11 @@ def other(folder: Path) -> Iterator[Manifest]:
         ({"on_incident": "log"}, r"on_incident is a list: \['log'\]"),
         ({"on_incident": ["log", "panic"]}, "'panic' is no reaction: give log, metrics"),
         ({"threads": 0}, "0 threads cannot seal a model"),
+        ({"threads": "two"}, "'two' threads cannot seal a model"),
+        ({"on_incident": None}, r"on_incident is a list: \[None\]"),
+        ({"manifest": 5}, "manifest is a path, not int"),
+        ({"golden": b"copy"}, "golden is a path, not bytes"),
+        ({"canary": "0s"}, "'0s' is not a duration such as 60s"),
         ({"canary": "soon"}, "'soon' is not a duration such as 60s"),
         ({"names": {"head": "lm_head.weight"}}, "`names` names 'head', which is no parameter"),
         ({"names": {"lm_head.weight": "head"}}, "calls 'lm_head.weight' 'head', which is no att"),
@@ -56,7 +61,7 @@ def test_a_setting_that_means_nothing(
 ) -> None:
     model = llama()
     with pytest.raises(WeightguardError, match=message) as caught:
-        guard(model, manifest, **asked)  # type: ignore[arg-type]
+        guard(model, **{"manifest": manifest, **asked})  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     guard(model, manifest).close()
 

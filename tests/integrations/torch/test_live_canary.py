@@ -10,7 +10,7 @@ import torch
 
 from tests.integrations.torch.test_guard import bits, codes
 from tests.integrations.torch.tiny_models import llama
-from weightguard import Manifest, fingerprint
+from weightguard import IntegrityError, Manifest, fingerprint
 from weightguard.guard import State
 from weightguard_integrations.torch import calibrate, guard
 
@@ -59,6 +59,45 @@ def test_what_no_digest_reaches_is_a_canary_mismatch(manifest: Manifest) -> None
     assert made.run_canary()
     assert made.state is State.HEALTHY
     made.close()
+
+
+def test_requests_are_refused_until_the_canary_is_right_again(manifest: Manifest) -> None:
+    model = llama().eval()
+    with guard(model, manifest, scrub=None, canary="1h") as made:
+        handle = model.model.norm.register_forward_hook(lambda module, inputs, out: out * 1.25)
+        assert not made.run_canary()
+        with pytest.raises(IntegrityError, match="WG906"):
+            model(TOKENS)
+        assert not made.run_canary()
+        handle.remove()
+        assert made.run_canary()
+        assert made.state is State.HEALTHY
+        model(TOKENS)
+        assert codes(made) == ["WG906"]
+
+
+def test_a_canary_does_not_run_while_requests_are_refused_for_damage(manifest: Manifest) -> None:
+    model = llama().eval()
+    with guard(model, manifest, scrub=None, canary="1h", on_incident=("raise",)) as made:
+        bits(model.lm_head.weight)[5, 6] ^= 1 << 13
+        made.check()
+        assert not made.run_canary()
+        bits(model.lm_head.weight)[5, 6] ^= 1 << 13
+        made.check()
+        assert made.run_canary()
+        assert codes(made) == ["WG901"]
+
+
+def test_a_pass_that_must_raise_once_is_none_of_the_canarys(manifest: Manifest) -> None:
+    model = llama().eval()
+    order = ("raise", "repair")
+    with guard(model, manifest, scrub=None, canary="1h", on_incident=order) as made:
+        bits(model.lm_head.weight)[5, 6] ^= 1 << 13
+        made.check()
+        assert made.run_canary(), "the damage is healed"
+        with pytest.raises(IntegrityError, match="WG901"):
+            model(TOKENS)
+        model(TOKENS)
 
 
 def test_another_number_of_threads_is_held_to_the_tolerance(manifest: Manifest) -> None:

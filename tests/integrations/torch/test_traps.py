@@ -292,3 +292,64 @@ def test_nothing_but_meta_tensors_is_nothing_guarded() -> None:
         assert coverage.unreachable > 0
         assert "WG916" in codes(made)
         assert made.check().complete
+
+
+class Normed(nn.Module):
+    """A layer and a batch norm, whose statistics training writes past torch's count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(64, 64), nn.BatchNorm1d(64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.norm(self.linear(x))
+        return out
+
+
+def test_statistics_of_a_batch_norm_are_written_and_not_corrupt() -> None:
+    model = Normed().train()
+    with made_for(model) as made, torch.no_grad():
+        made.check()
+        model(torch.randn(8, 64))
+        mean = model.norm.running_mean.clone()
+        for _ in range(2):
+            made.check()
+        assert {code for code in codes(made) if code != "WG910"} == {"WG902"}
+        assert torch.equal(model.norm.running_mean, mean)
+        with made.update():
+            model(torch.randn(8, 64))
+            model.eval()
+        made.check()
+        made.check()
+        model.norm.running_mean.view(torch.int32).numpy()[3] ^= 1 << 20
+        made.check()
+        assert codes(made)[-2:] == ["WG901", "WG907"]
+
+
+def test_a_trace_records_nothing_of_the_guard() -> None:
+    model, x = Normed().eval(), torch.randn(2, 64)
+    with made_for(model, step_budget="8MiB"):
+        traced = torch.jit.trace(model, (x,))
+        assert torch.equal(traced(x), model(x))
+        assert "clamp" not in str(traced.graph)
+
+
+def test_of_guards_made_at_once_one_holds(manifest: Manifest) -> None:
+    model, start, made, refused = llama().eval(), threading.Barrier(4), [], []
+
+    def make() -> None:
+        start.wait()
+        try:
+            made.append(made_for(model, manifest))
+        except WeightguardError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=make) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert set(refused) == {"this model has a guard already: close that one first"}
+    made[0].close()
+    made_for(model, manifest).close()
