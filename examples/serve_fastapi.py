@@ -6,9 +6,10 @@
     POST /v1/completions {"prompt": "...", "max_tokens": 32}
     GET  /healthz  /readyz  /metrics  /weightguard/status
 
-The weights are hashed as they are read. From then on a thread checks them at 250 MB/s and each
-forward pass checks 8 MiB more. Damage is repaired, from residues or from the checkpoint; while it
-cannot be, /readyz says so and completions are refused with 503 instead of being wrong.
+The weights are hashed as they are read. From then on a thread checks them at 250 MB/s, and each
+forward pass what that did not reach of 8 MiB. Damage is repaired, from residues or from the
+checkpoint; while it cannot be, /readyz says so and completions are refused with 503 instead of
+being wrong. Damaged weights, or a manifest that is none of theirs, are not served: exit status 2.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from transformers import AutoTokenizer
 
-from weightguard import IntegrityError
+from weightguard import IntegrityError, WeightguardError
 from weightguard_integrations.serving import GuardRoutes, sound_answer
 from weightguard_integrations.torch import TorchGuard, guard, load_verified_model
 
@@ -93,7 +94,10 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0 for any that is free")
     told = parser.parse_args()
-    engine = Engine(told.folder, told.manifest, golden=told.folder)
+    try:
+        engine = Engine(told.folder, told.manifest, golden=told.folder)
+    except WeightguardError as error:
+        parser.exit(2, f"not served: {error}\n")
     uvicorn.run(create_app(engine), host=told.host, port=told.port)
 
 

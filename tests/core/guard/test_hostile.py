@@ -196,6 +196,8 @@ def test_a_callback_that_exits_ends_the_process_from_the_main_thread_only(adapte
     spoil(adapter)
     with pytest.raises(SystemExit):
         guard.check()
+    spoil(adapter)  # which puts it back
+    guard.check()
     spoil(adapter, 7)
     thread = threading.Thread(target=guard.check)
     thread.start()
