@@ -29,8 +29,9 @@ class ManifestError(WeightguardError):
 class IntegrityError(WeightguardError):
     """Raised only where a policy says raise; carries the whole report."""
 
-    def __init__(self, report: Report):
-        super().__init__(_told(report))
+    def __init__(self, report: Report, why: str | None = None):
+        """``why`` says what the findings, of which there may be none, do not."""
+        super().__init__(_told(report) if why is None else f"{why}: {_told(report)}")
         self.report = report
 
 

@@ -26,20 +26,23 @@ def sound_answer(
 ) -> T:
     """Return what ``compute`` gives, once the guard was healthy from its start to its end.
 
-    Calls it again where it was not, ``attempts`` times in all, and waits for a repair or an update
-    to end, ``patience`` seconds before each. After that, and at once in quarantine, raises
-    IntegrityError. A sentinel alone counts for nothing: an unusual prompt would never be answered.
-    What ``compute`` raises is passed on. Damage that nobody has found yet is not known here
-    either; so a guard that is closed is refused with WeightguardError.
+    Calls it again where it was not, ``attempts`` (1 or more) times in all, and waits for a repair
+    or an update to end, ``patience`` seconds before each. After that, and at once in quarantine,
+    raises IntegrityError. A sentinel alone counts for nothing: an unusual prompt would never be
+    answered. What ``compute`` raises is passed on. Damage that nobody has found yet is not known
+    here either; so a guard that is closed is refused with WeightguardError.
     """
     if guard.closed:
         raise WeightguardError("this guard is closed and watches no answers: make a new one")
+    if attempts < 1:
+        raise WeightguardError(f"{attempts} attempts make no answer: give 1 or more")
     for _ in range(attempts):
         before = _once_healthy(guard, patience)
         answer = compute()
         if guard.state is State.HEALTHY and _last_damage(guard) == before:
             return answer
-    raise IntegrityError(guard.report())
+    why = f"damage was found or healed during each of {attempts} attempts at an answer"
+    raise IntegrityError(guard.report(), why)
 
 
 def _once_healthy(guard: Guard, patience: float) -> int:
@@ -50,7 +53,8 @@ def _once_healthy(guard: Guard, patience: float) -> int:
         if guard.state is State.HEALTHY:
             return before
         if guard.state is State.QUARANTINED or time.monotonic() >= ends:
-            raise IntegrityError(guard.report())
+            why = "no answers while weights are updated" if guard.state is State.SEALING else None
+            raise IntegrityError(guard.report(), why)
         time.sleep(PAUSE)
 
 

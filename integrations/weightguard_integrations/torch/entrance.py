@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _numbers = itertools.count()
+_registering = threading.Lock()
 _entrances: weakref.WeakValueDictionary[int, Entrance] = weakref.WeakValueDictionary()
 """Who is called by a graph's operation; a graph may outlive the guard that it was traced with."""
 
@@ -93,8 +94,13 @@ class Entrance:
             self._root._compiled_call_impl = self._compiled
 
 
-@functools.cache
 def _operation() -> Callable[[torch.Tensor, int], None]:
+    with _registering:  # as two threads may be the first
+        return _registered()
+
+
+@functools.cache
+def _registered() -> Callable[[torch.Tensor, int], None]:
     """Return the operation that stands in compiled graphs; it claims to write its token.
 
     So no compiler drops it or moves it to another place in the order of effects.

@@ -39,6 +39,8 @@ ALARM_PERIOD = 60.0
 """Seconds in which sentinels have all weights checked once: no prompt shall stall a server."""
 SENTINEL_PERIOD = 1.0
 """Seconds after which a background thread reads sentinels that no forward pass read."""
+CANARY_AGAIN = 1.0
+"""Seconds after which a canary runs again that was wrong while damage was repaired."""
 BLIND_PASSES = 100
 """Forward passes after which sentinels that saw none are said to be blind."""
 _CANARY = Place("", aspect="canary")
@@ -54,6 +56,8 @@ class TorchGuard(Guard):
     _canary: LiveCanary | None = None
     _sentinels: Sentinels | None = None
     _unseen: int = 0
+    _disturbed: bool = False
+    """Whether the last canary ran while damage came and was repaired, so that it tells little."""
     _alarmed: float = -ALARM_PERIOD
 
     def set_canary(
@@ -65,7 +69,11 @@ class TorchGuard(Guard):
         """
         assert isinstance(self.adapter, TorchAdapter)
         self._canary = LiveCanary(self.adapter.root, tokens, tolerances or {})
-        self._presence.add(Background(self.run_canary, lambda: period, "weightguard-canary"))
+        soon = min(period, CANARY_AGAIN)
+        run = Background(
+            self.run_canary, lambda: soon if self._disturbed else period, "weightguard-canary"
+        )
+        self._presence.add(run)
 
     def run_canary(self) -> bool:
         """Run the canary now; return whether its logits are those of the sealed model.
@@ -80,8 +88,10 @@ class TorchGuard(Guard):
             return False  # damage that forward passes raise for is known already
         try:
             wrong = canary_finding(self._difference)
-            if wrong is not None:
-                wrong = canary_finding(self._difference, check_after(self))
+            checked = None if wrong is None else check_after(self)
+            if checked is not None:
+                wrong = canary_finding(self._difference, checked)
+            self._disturbed = wrong is not None and checked is not None and checked.repaired > 0
         except IntegrityError:
             return False  # a layer that checks itself raised, and said why
         except WeightguardError:

@@ -53,5 +53,12 @@ def load_verified_model(
             f"first {wrong[0]!r:.200}: the model would run with random numbers. "
             "Use the config.json that belongs to the weights."
         )
+    left = sorted(loaded["unexpected_keys"])
+    if left:
+        raise WeightguardError(
+            f"the model of config.json has no place for {len(left)} weights of "
+            f"{str(place)!r:.200}, the first {left[0]!r:.200}. Use the config.json that belongs "
+            "to the weights."
+        )
     made: PreTrainedModel = model.eval()
     return made

@@ -62,9 +62,11 @@ def test_damage_that_never_ends_does_not_keep_a_client_for_ever() -> None:
         spoil()
         guard.check()
 
-    with pytest.raises(IntegrityError):
+    with pytest.raises(IntegrityError, match="found or healed during each of 4 attempts"):
         sound_answer(guard, compute, attempts=4)
     assert len(calls) == 4
+    with pytest.raises(WeightguardError, match="0 attempts"):
+        sound_answer(guard, compute, attempts=0)
 
 
 def test_quarantine_is_not_waited_for() -> None:

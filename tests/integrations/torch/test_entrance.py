@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -110,3 +112,23 @@ def test_eager_calls_of_the_wrapped_model_count_too() -> None:
     model(x)
     assert calls.count == 3
     entrance.remove()
+
+
+def test_first_guards_in_several_threads_register_one_operation() -> None:
+    program = """
+import threading, torch
+from torch import nn
+from weightguard_integrations.torch import guard
+start, made = threading.Barrier(4), []
+def make():
+    start.wait()
+    made.append(guard(nn.Linear(64, 64), canary=None, scrub=None).start())
+threads = [threading.Thread(target=make) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(len(made))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["4"], done.stderr

@@ -12,7 +12,7 @@ from tests.integrations.torch.test_guard import bits, codes
 from tests.integrations.torch.tiny_models import llama
 from weightguard import IntegrityError, Manifest, fingerprint
 from weightguard.guard import State
-from weightguard_integrations.torch import calibrate, guard
+from weightguard_integrations.torch import TorchGuard, calibrate, guard, torch_guard
 
 TOKENS = torch.arange(12)[None]
 
@@ -61,9 +61,17 @@ def test_what_no_digest_reaches_is_a_canary_mismatch(manifest: Manifest) -> None
     made.close()
 
 
+def at_rest(made: TorchGuard) -> TorchGuard:
+    """Wait for the canary that a thread runs at the start, and have no other run beside a test."""
+    for thread in made._presence._threads:
+        thread.stop()
+    return made
+
+
 def test_requests_are_refused_until_the_canary_is_right_again(manifest: Manifest) -> None:
     model = llama().eval()
     with guard(model, manifest, scrub=None, canary="1h") as made:
+        at_rest(made)
         handle = model.model.norm.register_forward_hook(lambda module, inputs, out: out * 1.25)
         assert not made.run_canary()
         with pytest.raises(IntegrityError, match="WG906"):
@@ -79,6 +87,7 @@ def test_requests_are_refused_until_the_canary_is_right_again(manifest: Manifest
 def test_a_canary_does_not_run_while_requests_are_refused_for_damage(manifest: Manifest) -> None:
     model = llama().eval()
     with guard(model, manifest, scrub=None, canary="1h", on_incident=("raise",)) as made:
+        at_rest(made)
         bits(model.lm_head.weight)[5, 6] ^= 1 << 13
         made.check()
         assert not made.run_canary()
@@ -92,6 +101,7 @@ def test_a_pass_that_must_raise_once_is_none_of_the_canarys(manifest: Manifest) 
     model = llama().eval()
     order = ("raise", "repair")
     with guard(model, manifest, scrub=None, canary="1h", on_incident=order) as made:
+        at_rest(made)
         bits(model.lm_head.weight)[5, 6] ^= 1 << 13
         made.check()
         assert made.run_canary(), "the damage is healed"
@@ -202,3 +212,31 @@ def test_without_a_calibration_there_is_none() -> None:
     made = guard(llama(), canary="1s")
     assert made.run_canary()
     made.close()
+
+
+def test_a_canary_between_flips_runs_again_soon(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damage around both of its runs says nothing of what no digest reaches."""
+    monkeypatch.setattr(torch_guard, "CANARY_AGAIN", 0.01)
+    model = llama().eval()
+    with guard(model, manifest, scrub=None, canary="1h", on_incident=("repair", "raise")) as made:
+        weight = bits(model.lm_head.weight)
+        (thread,) = (t for t in made._presence._threads if t._name == "weightguard-canary")
+        at_rest(made)
+        canary, flips = made._canary, iter(range(2))
+        assert canary is not None
+        answer = canary.run
+
+        def disturbed() -> torch.Tensor:
+            if next(flips, None) is not None:
+                weight[5, 6] ^= 1 << 13
+            return answer()
+
+        monkeypatch.setattr(canary, "run", disturbed)
+        assert not made.run_canary()
+        made.check()
+        assert made.state is State.DEGRADED
+        assert thread._period() == 0.01
+        assert made.run_canary()
+        assert (made.state, thread._period()) == (State.HEALTHY, 3600.0)

@@ -55,3 +55,11 @@ def test_no_part_is_made_up(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
     with pytest.raises(WeightguardError, match="missing or of another shape"):
         load_verified_model(folder, fingerprint(folder))
+
+
+def test_no_part_is_left_out(tmp_path: Path) -> None:
+    folder = saved(llama(), tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    with pytest.raises(WeightguardError, match="has no place for 18 weights"):
+        load_verified_model(folder, fingerprint(folder))
