@@ -49,17 +49,16 @@ def test_a_flip_gives_no_model(tmp_path: Path) -> None:
         load_verified_model(folder, manifest)
 
 
-def test_no_part_is_made_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        (4, "missing or of another shape"),
+        (1, "the model of config.json has no place for 18 weights"),
+    ],
+)
+def test_no_part_is_made_up_or_left_out(tmp_path: Path, layers: int, said: str) -> None:
     folder = saved(llama(), tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
-    with pytest.raises(WeightguardError, match="missing or of another shape"):
-        load_verified_model(folder, fingerprint(folder))
-
-
-def test_no_part_is_left_out(tmp_path: Path) -> None:
-    folder = saved(llama(), tmp_path / "m")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
-    with pytest.raises(WeightguardError, match="has no place for 18 weights"):
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": layers}))
+    with pytest.raises(WeightguardError, match=said):
         load_verified_model(folder, fingerprint(folder))
