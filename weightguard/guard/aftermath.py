@@ -8,6 +8,9 @@ from weightguard.guard.guard import Guard
 from weightguard.guard.incident import CANARY, REPAIRED, RUNTIME_EXCEPTION
 from weightguard.units import counted
 
+OF_RUNS = (CANARY, RUNTIME_EXCEPTION)
+"""What canaries and runs report: no weights of their own, only that something is wrong."""
+
 
 @dataclass(frozen=True, slots=True)
 class Aftermath:
@@ -36,10 +39,10 @@ class Aftermath:
 def check_after(guard: Guard) -> Aftermath:
     """Check every block now, because of something that damaged weights may have caused.
 
-    What canaries and runs report is not counted: it is what led here.
+    What OF_RUNS says is not counted: it is what led here.
     """
     last = max((incident.number for incident in guard.incidents), default=0)
     report = guard.check()
-    others = [f for f in report.findings if f.rule not in (CANARY, RUNTIME_EXCEPTION)]
+    others = [f for f in report.findings if f.rule not in OF_RUNS]
     since = (incident for incident in guard.incidents if incident.number > last)
     return Aftermath(report.complete, len(others), sum(i.code == REPAIRED for i in since))

@@ -139,6 +139,7 @@ def tracing() -> bool:
     """Return whether torch.jit records what the calling thread does."""
     import torch
 
+    # torch.jit has no types
     traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return traced
 

@@ -18,9 +18,9 @@ from weightguard.guard import (
     Piece,
     super_weight_pins,
 )
-from weightguard.guard.aftermath import check_after
+from weightguard.guard.aftermath import OF_RUNS, check_after
 from weightguard.guard.background import Background
-from weightguard.guard.incident import CANARY, RUNTIME_EXCEPTION, SENTINEL, UNCOVERED
+from weightguard.guard.incident import SENTINEL, UNCOVERED
 from weightguard.guard.ledger import Place
 from weightguard.guard.shares import Declared, Ranks
 from weightguard_integrations.torch.live import TorchAdapter
@@ -44,7 +44,6 @@ CANARY_AGAIN = 1.0
 BLIND_PASSES = 100
 """Forward passes after which sentinels that saw none are said to be blind."""
 _CANARY = Place("", aspect="canary")
-_OF_CANARIES = (CANARY, RUNTIME_EXCEPTION)
 _by_canary = ContextVar("the forward pass of this thread is a canary's", default=False)
 
 
@@ -84,14 +83,14 @@ class TorchGuard(Guard):
         """
         if self._canary is None or self.closed:
             return True
-        if any(i.code not in _OF_CANARIES for i in self._response.refused_for()):
+        if any(i.code not in OF_RUNS for i in self._response.refused_for()):
             return False  # damage that forward passes raise for is known already
         try:
-            wrong = canary_finding(self._difference)
-            checked = None if wrong is None else check_after(self)
-            if checked is not None:
-                wrong = canary_finding(self._difference, checked)
-            self._disturbed = wrong is not None and checked is not None and checked.repaired > 0
+            wrong, repaired = canary_finding(self._difference), 0
+            if wrong is not None:
+                checked = check_after(self)
+                wrong, repaired = canary_finding(self._difference, checked), checked.repaired
+            self._disturbed = wrong is not None and repaired > 0
         except IntegrityError:
             return False  # a layer that checks itself raised, and said why
         except WeightguardError:

@@ -194,6 +194,16 @@ def test_a_step_of_decoding_is_looked_at_after_the_last_block() -> None:
     assert [(alarm.layer, alarm.channel) for alarm in sentinels.read()] == [(1, None)]
 
 
+def test_sentinels_are_no_part_of_a_trace() -> None:
+    block = nn.Identity()
+    sentinels = Sentinels([block], (), (40.0,), 4)
+    traced = torch.jit.trace(block, (state(1.0, 50.0),), check_trace=False)
+    assert "clamp" not in str(traced.graph)
+    assert sentinels.read() == []
+    block(state(1.0, 50.0))
+    assert sentinels.read() != []
+
+
 def test_sentinels_that_see_nothing_say_so(manifest: Manifest) -> None:
     torch._dynamo.reset()
     with torch.inference_mode():
